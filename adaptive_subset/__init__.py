@@ -1,0 +1,1 @@
+"""Train PyTorch models on a small, weighted, adaptively chosen subset of the data."""

@@ -1,0 +1,1 @@
+"""Adaptive subsets inside other training frameworks, built on the public API only."""
