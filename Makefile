@@ -1,0 +1,40 @@
+# Everything needs only python3 (3.10 or newer, with venv and pip), gcc and make.
+#   make demo    train on digits: all the data against subsets of 10 %
+#   make test    lint, type-check and run the tests
+# More for the command itself: make demo ARGS="--epochs 50"
+# Another interpreter: make test PYTHON=python3.12 VENV=.venv-3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.examples
+	$(BIN)/python examples/train.py $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# A stamp says what is installed; it goes stale when pyproject.toml changes.
+$(VENV)/.made:
+	$(PYTHON) -m venv --clear $(VENV)
+	touch $@
+
+$(VENV)/.examples: pyproject.toml $(VENV)/.made
+	$(BIN)/python -m pip install --editable ".[examples]"
+	touch $@
+
+$(VENV)/.test: pyproject.toml $(VENV)/.made
+	$(BIN)/python -m pip install --editable ".[test]"
+	touch $@ $(VENV)/.examples
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
