@@ -1,1 +1,39 @@
 """Train PyTorch models on a small, weighted, adaptively chosen subset of the data."""
+
+from adaptive_subset.loss import WeightedLoss
+from adaptive_subset.sampler import AdaptiveSubsetSampler
+from adaptive_subset.selection import Selection
+from adaptive_subset.selector import Selector
+from adaptive_subset.strategies import (
+    STRATEGIES,
+    Candidates,
+    Choice,
+    FreshRandom,
+    GradMatch,
+    GradMatchPB,
+    Random,
+    Strategy,
+    Validation,
+)
+from adaptive_subset.tags import TaggedDataset, TaggedIndex, WeightedTarget
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "STRATEGIES",
+    "AdaptiveSubsetSampler",
+    "Candidates",
+    "Choice",
+    "FreshRandom",
+    "GradMatch",
+    "GradMatchPB",
+    "Random",
+    "Selection",
+    "Selector",
+    "Strategy",
+    "TaggedDataset",
+    "TaggedIndex",
+    "Validation",
+    "WeightedLoss",
+    "WeightedTarget",
+]

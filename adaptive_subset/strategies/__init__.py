@@ -1,1 +1,25 @@
 """Selection strategies, one paper a file."""
+
+from adaptive_subset.strategies.gradmatch import GradMatch, GradMatchPB
+from adaptive_subset.strategies.random import FreshRandom, Random
+from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy, Validation
+
+#: Every strategy by the name that command lines use.
+STRATEGIES: dict[str, type[Strategy]] = {
+    "random": Random,
+    "fresh-random": FreshRandom,
+    "gradmatch": GradMatch,
+    "gradmatch-pb": GradMatchPB,
+}
+
+__all__ = [
+    "STRATEGIES",
+    "Candidates",
+    "Choice",
+    "FreshRandom",
+    "GradMatch",
+    "GradMatchPB",
+    "Random",
+    "Strategy",
+    "Validation",
+]

@@ -1,0 +1,193 @@
+"""One pass over the candidates: model and data in, factored last-layer gradients out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from adaptive_subset.gradients import FactoredGradients
+from adaptive_subset.head import Head, HeadRecorder, find_heads
+from adaptive_subset.losses import per_sample_losses
+from adaptive_subset.preserve import evaluating, preserved_random_state, unwrap
+from adaptive_subset.randomness import seeded
+from adaptive_subset.tags import split_batch
+
+Criterion = Callable[..., Tensor]
+
+
+def pool_loader(
+    pool: Dataset[Any] | Iterable[Any], *, batch_size: int, num_workers: int
+) -> Iterable[Any]:
+    """Batches of `pool` in its own order; a loader of the user's is taken as it is.
+
+    Raises:
+        ValueError: a DataLoader that shuffles, since gradients must line up with the dataset.
+    """
+    if isinstance(pool, DataLoader) and isinstance(pool.sampler, RandomSampler):
+        raise ValueError(
+            "`pool` must be read in the order of the dataset, got a DataLoader that shuffles. "
+            "Build it with shuffle=False."
+        )
+    if not isinstance(pool, Dataset):
+        return pool
+    return DataLoader(
+        pool,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=seeded(0),  # else the loader draws its workers' seeds from the global one
+    )
+
+
+def last_layer_gradients(
+    model: nn.Module,
+    batches: Iterable[Any],
+    criterion: Criterion,
+    *,
+    head: Head | None = None,
+    target: int | str | None = None,
+    size: int | None = None,
+    progress: bool = False,
+) -> tuple[FactoredGradients, Tensor]:
+    """Per-sample gradients of the last layer over `batches`, and the targets.
+
+    ``g_i = ∂ℓ_i/∂z_i ⊗ f_i`` with f the features that enter the head and z what leaves it. ℓ is the
+    criterion on the model's real output, sample by sample whatever its reduction, so the gradient
+    is exact whatever the model does behind the head. The model runs in eval mode, uncompiled,
+    outside DDP, without a graph up to the head; it, its buffers, gradients and hooks, and the
+    global random state are left as they were found, also when the pass raises.
+
+    Args:
+        model: any module; parameters stay where they are and define device and dtype.
+        batches: yields what a DataLoader yields; inputs and target are told apart by `target`.
+        criterion: a loss ``criterion(output, target)``, see `per_sample_losses`.
+        head: the last layer(s), see `find_heads`.
+        target: key or index of the target in a batch, see `split_batch`.
+        size: n, when known: the result is then written in place instead of joined at the end.
+        progress: show a tqdm bar.
+
+    Returns:
+        Gradients of n samples on the model's device, in float32 or, for a float64 model, float64:
+        4 n Σ(C + p) bytes (8 in float64) are held, and the activations of one batch beside them;
+        and the targets (n, …).
+
+    Raises:
+        ValueError: no or several heads found, a head that is no linear map, a loss that couples
+            samples, more or fewer samples than `size`.
+    """
+    model = unwrap(model)
+    place = next(iter(model.parameters()), None)
+    if place is None:
+        raise ValueError("`model` must have parameters, got a module without any.")
+    frozen = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    blocks: list[tuple[_Rows, _Rows]] = []
+    targets = _Rows(size)
+    with ExitStack() as stack:
+        stack.enter_context(preserved_random_state())
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.enable_grad())
+        recorder: HeadRecorder | None = None
+        for batch in _with_progress(batches, progress):
+            args, kwargs, y = split_batch(batch, target)
+            args, kwargs = _to_model(args, place), _to_model(kwargs, place)
+            y = y.to(place.device, non_blocking=True)
+            if recorder is None:
+                recorder = HeadRecorder(find_heads(model, head, partial(_probe, model, args, kwargs)))
+                stack.enter_context(recorder.attached())
+            output = _output(torch.func.functional_call(model, frozen, args, kwargs))
+            features, leaves = recorder.take()
+            losses = per_sample_losses(criterion, output, y)
+            deltas = torch.autograd.grad(losses.sum(), leaves)
+            if not blocks:
+                recorder.check(features, leaves)
+                blocks = [(_Rows(size), _Rows(size)) for _ in features]
+            dtype = torch.promote_types(place.dtype, torch.float32)
+            for (d_rows, h_rows), delta, h in zip(blocks, deltas, features, strict=True):
+                d_rows.append(delta.flatten(1).to(dtype))
+                h_rows.append(h.to(dtype))
+            targets.append(y)
+    if not blocks:
+        raise ValueError("`pool` must yield at least one batch, got none.")
+    if size is not None and len(targets) != size:
+        raise ValueError(
+            f"`pool` must yield each of the {size} samples of the dataset once, in its order, got "
+            f"{len(targets)} samples. Check drop_last, the sampler and the length of the pool."
+        )
+    return FactoredGradients([(d.join(), h.join()) for d, h in blocks]), targets.join()
+
+
+class _Rows:
+    """Rows that arrive batch by batch: written in place where their number is known."""
+
+    def __init__(self, size: int | None) -> None:
+        self._size, self._parts, self._filled = size, [], 0  # type: ignore[var-annotated]
+
+    def __len__(self) -> int:
+        return self._filled
+
+    def append(self, rows: Tensor) -> None:
+        if self._size is None:
+            self._parts.append(rows)
+        else:
+            if not self._parts:
+                self._parts = [rows.new_empty(self._size, *rows.shape[1:])]
+            # Rows beyond the size are counted, not kept: the caller reports them.
+            room = self._parts[0][self._filled : self._filled + len(rows)]
+            room.copy_(rows[: len(room)])
+        self._filled += len(rows)
+
+    def join(self) -> Tensor:
+        return self._parts[0] if self._size is not None else torch.cat(self._parts)
+
+
+def _to_model(inputs: Any, place: Tensor) -> Any:
+    """Inputs on the model's device, floating ones in its dtype (autocast chooses its own)."""
+    if isinstance(inputs, Tensor):
+        cast = inputs.is_floating_point() and not torch.is_autocast_enabled(place.device.type)
+        return inputs.to(place.device, place.dtype if cast else None, non_blocking=True)
+    if isinstance(inputs, Mapping):
+        return {key: _to_model(value, place) for key, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return type(inputs)(_to_model(value, place) for value in inputs)
+    return inputs
+
+
+def _output(output: Any) -> Tensor:
+    """The logits, in at least float32: also of an output object that has them as `.logits`."""
+    output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            "`model` must return a tensor or an object with a tensor `.logits`, got "
+            f"{type(output).__name__}. Wrap the model so that it returns its logits."
+        )
+    return output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+
+
+def _probe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """One forward pass on two samples with a graph that leads to copies of the parameters."""
+    if all(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+        args = tuple(value[:2] for value in args)
+        kwargs = {key: value[:2] for key, value in kwargs.items()}
+    parameters = {
+        name: p.detach().requires_grad_(p.is_floating_point())
+        for name, p in model.named_parameters()
+    }
+    return _output(torch.func.functional_call(model, parameters, args, kwargs))
+
+
+def _with_progress(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
+    if not progress:
+        return batches
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        raise ImportError(
+            "`progress=True` needs tqdm: pip install 'adaptive-subset[progress]'"
+        ) from None
+    return tqdm(batches, desc="gradients", leave=False, unit="batch")  # type: ignore[no-any-return]

@@ -1,0 +1,150 @@
+"""The contract between a strategy and the rest: tensors in, a weighted choice out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from adaptive_subset.gradients import FactoredGradients
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """Gradients to match instead of the candidates' own sum.
+
+    Args:
+        gradients: of m validation samples.
+        classes: (m,) int64 labels, None where targets are no labels.
+        scale: n / m, which brings their sum to the count of the candidates.
+    """
+
+    gradients: FactoredGradients
+    classes: Tensor | None
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """What a strategy chooses from. Positions are 0 … n − 1.
+
+    Args:
+        n: number of candidates.
+        gradients: their last-layer gradients, None for a strategy that needs none.
+        classes: (n,) int64 labels on the gradients' device, None where targets are no labels.
+        validation: set to match validation gradients (`isValid` in the paper's Algorithm 1).
+    """
+
+    n: int
+    gradients: FactoredGradients | None = None
+    classes: Tensor | None = None
+    validation: Validation | None = None
+
+    @property
+    def atoms(self) -> FactoredGradients:
+        """The gradients, for a strategy that said that it needs them."""
+        if self.gradients is None:
+            raise ValueError("`candidates` must hold gradients: set needs_gradients = True.")
+        return self.gradients
+
+    def target(self) -> Tensor:
+        """b, the gradient to match, of shape (d,): ``Σ gᵢ``, or ``n/m · Σ`` over validation."""
+        if self.validation is None:
+            return self.atoms.sum()
+        return self.validation.gradients.sum() * self.validation.scale
+
+    def own_rows(self) -> Candidates:
+        """Each gradient reduced to the row of its class, see `FactoredGradients.own_rows`."""
+        assert self.classes is not None
+        validation = self.validation
+        if validation is not None:
+            assert validation.classes is not None
+            rows = validation.gradients.own_rows(validation.classes)
+            validation = replace(validation, gradients=rows)
+        rows = self.atoms.own_rows(self.classes)
+        return replace(self, gradients=rows, validation=validation)
+
+    def by_class(self) -> list[tuple[Tensor, Candidates]]:
+        """Positions and candidates of each class that occurs, in the order of the labels."""
+        if self.classes is None:
+            return [(torch.arange(self.n), self)]
+        order = torch.argsort(self.classes, stable=True)
+        labels, counts = torch.unique_consecutive(self.classes[order], return_counts=True)
+        return [
+            (members.cpu(), self._of_class(label, members))
+            for label, members in zip(labels, order.split(counts.tolist()), strict=True)
+        ]
+
+    def _of_class(self, label: Tensor, members: Tensor) -> Candidates:
+        validation = self.validation
+        if validation is not None:
+            assert validation.classes is not None
+            chosen = (validation.classes == label).nonzero()[:, 0]
+            validation = Validation(
+                validation.gradients[chosen], validation.classes[chosen], validation.scale
+            )
+        gradients = self.gradients and self.gradients[members]
+        return Candidates(len(members), gradients, self.classes[members], validation)
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What a strategy chose.
+
+    Args:
+        positions: (k,) int64, distinct.
+        weights: (k,), with ``Σ wᵢ gᵢ ≈ b``.
+        objective: value of the strategy's objective, if it has one.
+        filled: how many were drawn at random because the strategy stopped early.
+        batch_size: set where whole mini-batches were chosen, then positions come in such groups.
+    """
+
+    positions: Tensor
+    weights: Tensor
+    objective: float | None = None
+    filled: int = 0
+    batch_size: int | None = None
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """Anything with these three members is a strategy; a frozen dataclass is the usual form.
+
+    Attributes:
+        needs_gradients: whether to run the model over the candidates first.
+        batch_size: the size of the mini-batches that it chooses, None where it chooses samples.
+    """
+
+    @property
+    def needs_gradients(self) -> bool: ...
+
+    @property
+    def batch_size(self) -> int | None: ...
+
+    def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
+        """Choose exactly `budget` of the candidates, a pure function of the arguments."""
+        ...
+
+
+def proportional_shares(sizes: list[int], budget: int) -> list[int]:
+    """Share `budget` in proportion to `sizes` by largest remainders, at least one each if it can.
+
+    Example:
+        >>> proportional_shares([70, 25, 5], 10)
+        [7, 2, 1]
+    """
+    total = sum(sizes)
+    least = min(1, budget // max(1, len(sizes)))
+    exact = [budget * size / total for size in sizes]
+    shares = [max(least, int(share)) for share in exact]
+    while (missing := budget - sum(shares)) != 0:
+        step = 1 if missing > 0 else -1
+        # The share that is furthest on the wrong side of its exact value moves by one.
+        movable = [
+            i for i, s in enumerate(shares) if (s < sizes[i] if step > 0 else s > least)
+        ]
+        i = max(movable, key=lambda i: step * (exact[i] - shares[i]))
+        shares[i] += step
+    return shares
