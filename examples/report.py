@@ -56,7 +56,8 @@ def plot(runs: Runs, title: str, path: Path) -> None:
     axes.set(title=title, xscale="log", xlabel="training time (s), selection included")
     axes.set_ylabel("test accuracy (%)")
     finals = [100 * run["accuracy"] for results in runs.values() for run in results]
-    axes.set_ylim(max(0.0, min(finals) - 1.5 * (max(finals) - min(finals)) - 1), None)
+    room = 1 + max(finals) - min(finals)  # show the ends of the curves, not their first steps
+    axes.set_ylim(max(0.0, min(finals) - room), max(finals) + 0.2 * room)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=150)

@@ -6,8 +6,9 @@
 
 Methods: `full` trains on everything; `random` on a subset drawn once; `fresh-random` on a new
 random subset every epoch (all the data on a short schedule); `grad-match` on a weighted subset
-chosen anew every `--every` epochs. With `-warm` behind it, a method spends its first epochs on
-shuffled shards of all the data. Finished runs are kept in `--out` and are not repeated.
+chosen anew every `--every` epochs, `grad-match-pb` on weighted mini-batches. With `-warm` behind
+it, a method spends its first epochs on shuffled shards of all the data. Finished runs are kept in
+`--out` and are not repeated.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from adaptive_subset import (
     AdaptiveSubsetSampler,
     FreshRandom,
     GradMatch,
+    GradMatchPB,
     Random,
     Selector,
     WeightedLoss,
@@ -40,7 +42,8 @@ try:
 except ImportError as error:
     raise SystemExit(f"{error.name} is missing; {data.EXTRA}") from error
 
-METHODS = ("full", "random", "random-warm", "fresh-random", "grad-match", "grad-match-warm")
+SUBSETS = ("random", "fresh-random", "grad-match", "grad-match-pb")
+METHODS = ("full", *SUBSETS, *(f"{name}-warm" for name in SUBSETS))
 
 
 def subset_sampler(
@@ -51,12 +54,13 @@ def subset_sampler(
         "random": (Random(), options.epochs),
         "fresh-random": (FreshRandom(), 1),
         "grad-match": (GradMatch(), options.every),
+        "grad-match-pb": (GradMatchPB(options.batch_size), options.every),
     }[method.removesuffix("-warm")]
     selector = Selector(
         images.train,
         strategy,
         fraction=options.fraction,
-        selection_dataset=images.plain,  # choose by the images as they are, not augmented
+        pool=images.plain,  # choose by the images as they are, not augmented
         num_workers=options.workers,
         seed=seed,
     )
@@ -106,9 +110,9 @@ def train(method: str, images: data.Data, options: argparse.Namespace, seed: int
     return {
         "accuracy": curve[-1]["accuracy"],
         "seconds": seconds,
-        "selection_seconds": sum(s.forward_seconds + s.solver_seconds for s in history),
+        "selection_seconds": sum(s["forward_seconds"] + s["solver_seconds"] for s in history),
         "curve": curve,
-        "selections": [selection.summary() for selection in history],
+        "selections": history,
     }
 
 
@@ -162,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
             runs[method].append(run)
             console.print(f"{name}: {run['accuracy']:.2%} in {run['seconds']:.1f} s {note}")
 
-    amount = f"{options.fraction:.3g} of {len(images.train):,} images"
+    amount = f"{100 * options.fraction:.3g} % of {len(images.train):,} images"
     title = f"{options.data}, {options.model}, {options.epochs} epochs; subsets: {amount}"
     results = {"settings": settings, "seeds": options.seeds, "environment": environment}
     report.write_json(options.out / "results.json", results | {"runs": runs})
