@@ -114,7 +114,7 @@ def _digits() -> tuple[Split, Split]:
     images = torch.tensor(digits.images * 15, dtype=torch.uint8).unsqueeze(1)
     labels = torch.tensor(digits.target)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    test, train = order.split([len(labels) // 5, len(labels) - len(labels) // 5])
+    test, train = order[: len(labels) // 5], order[len(labels) // 5 :]
     return (images[train], labels[train]), (images[test], labels[test])
 
 

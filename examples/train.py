@@ -33,6 +33,7 @@ from adaptive_subset import (
     GradMatchPB,
     Random,
     Selector,
+    Strategy,
     WeightedLoss,
 )
 
@@ -50,12 +51,13 @@ def subset_sampler(
     method: str, images: data.Data, options: argparse.Namespace, seed: int
 ) -> AdaptiveSubsetSampler:
     """The sampler of one method; it draws `fraction` of the training set in every epoch."""
-    strategy, every = {
+    ways: dict[str, tuple[Strategy, int]] = {
         "random": (Random(), options.epochs),
         "fresh-random": (FreshRandom(), 1),
         "grad-match": (GradMatch(), options.every),
         "grad-match-pb": (GradMatchPB(options.batch_size), options.every),
-    }[method.removesuffix("-warm")]
+    }
+    strategy, every = ways[method.removesuffix("-warm")]
     selector = Selector(
         images.train,
         strategy,
