@@ -86,9 +86,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
         self._train_seconds = 0.0
         self._unit = selector.strategy.batch_size or 1
         if not 0 <= self.rank < self.num_replicas:
-            raise ValueError(
-                f"`rank` must be in [0, {self.num_replicas - 1}], got {self.rank}."
-            )
+            raise ValueError(f"`rank` must be in [0, {self.num_replicas - 1}], got {self.rank}.")
         if len(self) == 0:
             raise ValueError(
                 f"`budget` must give each of {self.num_replicas} ranks at least {self._unit} "
