@@ -237,8 +237,8 @@ class AdaptiveSubsetSampler(Sampler[int]):
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to go on with the same indices, weights and order.
 
-        Holds tensors and plain values only, so ``torch.load(weights_only=True)`` reads it. The same
-        on every rank.
+        Holds tensors and plain values only, so ``torch.load(weights_only=True)`` reads it. The
+        indices are those of all ranks together: saving rank 0's is enough.
         """
         selection = self.selection
         return {
