@@ -112,7 +112,7 @@ class FactoredGradients:
             ValueError: where a class has no row in the head.
         """
         outputs = min(delta.shape[1] for delta, _ in self.blocks)
-        if len(classes) and not (0 <= int(classes.min()) and int(classes.max()) < outputs):
+        if len(classes) and not (int(classes.min()) >= 0 and int(classes.max()) < outputs):
             raise ValueError(
                 f"`classes` must be in [0, {outputs - 1}] to name a row of the head, got "
                 f"{int(classes.min())} to {int(classes.max())}. Match the whole last layer "

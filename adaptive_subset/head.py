@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from adaptive_subset.preserve import unwrap
 
-Head = Union[str, nn.Module, Sequence[Union[str, nn.Module]]]
+Head: TypeAlias = str | nn.Module | Sequence[str | nn.Module]
 _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -101,7 +101,7 @@ def _linear_inside(
 def _trace(
     model: nn.Module, forward: Callable[[], Tensor]
 ) -> tuple[list[nn.Module], list[nn.Module]]:
-    """The modules with parameters that the output leads back to first, and all in firing order."""
+    """The layers with parameters that the output leads back to first, and all in firing order."""
     origin: dict[Any, nn.Module] = {}
     fired: list[nn.Module] = []
 
@@ -113,7 +113,8 @@ def _trace(
     hooks = [
         module.register_forward_hook(record)
         for module in model.modules()
-        if any(True for _ in module.parameters(recurse=False))
+        if next(module.children(), None) is None
+        and next(module.parameters(recurse=False), None) is not None
     ]
     try:
         output = forward()
@@ -129,6 +130,12 @@ def _trace(
         seen.add(node)
         if node in origin:
             terminal[origin[node]] = None
+        elif (variable := getattr(node, "variable", None)) is not None and variable.ndim > 1:
+            raise ValueError(
+                "`head` could not be found: the output depends on a parameter of shape "
+                f"{tuple(variable.shape)} that is used outside any layer. Pass head=<name or "
+                f"module> of a linear layer in {type(model).__name__}."
+            )
         else:
             stack.extend(parent for parent, _ in node.next_functions)
     return list(terminal), fired
@@ -149,8 +156,10 @@ class HeadRecorder:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hooks are on the heads inside this block only."""
-        hooks = [m.register_forward_hook(self._hook(name), with_kwargs=True)
-            for name, m in self._heads.items()]
+        hooks = [
+            m.register_forward_hook(self._hook(name), with_kwargs=True)
+            for name, m in self._heads.items()
+        ]
         try:
             yield
         finally:
@@ -207,7 +216,11 @@ class HeadRecorder:
         """
         for (name, module), f, z in zip(self._heads.items(), features, outputs, strict=True):
             weight, bias = module.weight, getattr(module, "bias", None)
-            matrix = weight.flatten(1) if bias is None else torch.cat([weight.flatten(1), bias[:, None]], 1)
+            matrix = (
+                weight.flatten(1)
+                if bias is None
+                else torch.cat([weight.flatten(1), bias[:, None]], 1)
+            )
             exact = matrix.shape == (z[0].numel(), f.shape[1])
             if exact:
                 expected = (f.double() @ matrix.double().T).view_as(z)

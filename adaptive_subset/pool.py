@@ -98,7 +98,9 @@ def last_layer_gradients(
             args, kwargs = _to_model(args, place), _to_model(kwargs, place)
             y = y.to(place.device, non_blocking=True)
             if recorder is None:
-                recorder = HeadRecorder(find_heads(model, head, partial(_probe, model, args, kwargs)))
+                recorder = HeadRecorder(
+                    find_heads(model, head, partial(_probe, model, args, kwargs))
+                )
                 stack.enter_context(recorder.attached())
             output = _output(torch.func.functional_call(model, frozen, args, kwargs))
             features, leaves = recorder.take()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,41 +47,37 @@ def preserved_random_state() -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` runs uncompiled and in eval mode; on exit every flag and buffer is as before.
+    """`model` runs uncompiled and in eval mode; on exit it is as it was, also after an exception.
 
-    Training flags are restored module by module, buffers bit for bit (also those that the model
-    replaces or adds), and also when the body raises.
+    Restored for every module: training flag, hooks, buffers bit for bit, and the attributes that a
+    forward pass may set or fill, such as caches.
     """
-    modules = list(model.modules())
-    flags = [module.training for module in modules]
-    buffers = [dict(module._buffers) for module in modules]
-    copies = [
-        {name: b.detach().clone() for name, b in own.items() if b is not None} for own in buffers
+    modules = [(module, dict(vars(module))) for module in model.modules()]
+    contents = [
+        (container, copy.copy(container))
+        for _, attributes in modules
+        for container in attributes.values()
+        if isinstance(container, (dict, list, set))
     ]
-    compiled = [module.__dict__.get("_compiled_call_impl") for module in modules]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
-        for module, call in zip(modules, compiled, strict=True):
-            if call is not None:
-                module.__dict__["_compiled_call_impl"] = None
         model.eval()
+        for module, _ in modules:
+            if "_compiled_call_impl" in vars(module):  # set by Module.compile()
+                vars(module)["_compiled_call_impl"] = None
         yield
     finally:
-        for i, module in enumerate(modules):
-            module.training = flags[i]
-            if compiled[i] is not None:
-                module.__dict__["_compiled_call_impl"] = compiled[i]
-            module._buffers.clear()
-            module._buffers.update(buffers[i])
-            for name, copy in copies[i].items():
-                _restore(buffers[i][name], copy)
-
-
-def _restore(buffer: Tensor | None, copy: Tensor) -> None:
-    # Only what changed is written: a write would count as an in-place change of a tensor that
-    # autograd may have saved.
-    if buffer is not None and not _same_bits(buffer, copy):
-        with torch.no_grad():
-            buffer.copy_(copy)
+        for module, attributes in modules:
+            vars(module).clear()
+            vars(module).update(attributes)
+        for container, content in contents:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(content)
+        for buffer, original in buffers:
+            # Only what changed is written: autograd counts a write to a tensor that it has saved.
+            if not _same_bits(buffer, original):
+                with torch.no_grad():
+                    buffer.copy_(original)
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -86,9 +86,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
         self._train_seconds = 0.0
         self._unit = selector.strategy.batch_size or 1
         if not 0 <= self.rank < self.num_replicas:
-            raise ValueError(
-                f"`rank` must be in [0, {self.num_replicas - 1}], got {self.rank}."
-            )
+            raise ValueError(f"`rank` must be in [0, {self.num_replicas - 1}], got {self.rank}.")
         if len(self) == 0:
             raise ValueError(
                 f"`budget` must give each of {self.num_replicas} ranks at least {self._unit} "
@@ -239,8 +237,8 @@ class AdaptiveSubsetSampler(Sampler[int]):
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to go on with the same indices, weights and order.
 
-        Holds tensors and plain values only, so ``torch.load(weights_only=True)`` reads it. The same
-        on every rank.
+        Holds tensors and plain values only, so ``torch.load(weights_only=True)`` reads it. The
+        indices are those of all ranks together: saving rank 0's is enough.
         """
         selection = self.selection
         return {

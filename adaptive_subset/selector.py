@@ -161,12 +161,17 @@ class Selector:
         if not self.strategy.needs_gradients:
             return Candidates(n)
         gradients, targets = self._gradients(model, self._pool, "pool", n)
-        validation = None
+        classes, validation = _labels(targets), None
         if self._validation is not None:
             size = len(self._validation) if isinstance(self._validation, Dataset) else None  # type: ignore[arg-type]
             rows, labels = self._gradients(model, self._validation, "validation", size)
             validation = Validation(rows, _labels(labels), n / len(rows))
-        return Candidates(n, gradients, _labels(targets), validation)
+            if (validation.classes is None) != (classes is None):
+                raise ValueError(
+                    "`validation` must have class labels exactly where the pool has them, got "
+                    f"targets of shape {tuple(labels.shape)} and {tuple(targets.shape)}."
+                )
+        return Candidates(n, gradients, classes, validation)
 
     def _gradients(
         self, model: nn.Module, data: Dataset[Any] | Iterable[Any], name: str, size: int | None

@@ -142,9 +142,7 @@ def proportional_shares(sizes: list[int], budget: int) -> list[int]:
     while (missing := budget - sum(shares)) != 0:
         step = 1 if missing > 0 else -1
         # The share that is furthest on the wrong side of its exact value moves by one.
-        movable = [
-            i for i, s in enumerate(shares) if (s < sizes[i] if step > 0 else s > least)
-        ]
+        movable = [i for i, s in enumerate(shares) if (s < sizes[i] if step > 0 else s > least)]
         i = max(movable, key=lambda i: step * (exact[i] - shares[i]))
         shares[i] += step
     return shares

@@ -1,0 +1,68 @@
+"""Two processes: one selection for both, disjoint shares, and loud divergence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import TensorDataset
+
+from adaptive_subset import AdaptiveSubsetSampler, GradMatch, Selector
+from tests import models
+
+N = 40
+
+
+def _run(rank: int, folder: str, scenario: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    generator = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.randn(N, 6, generator=generator), torch.arange(N) % 4)
+    torch.manual_seed(0)
+    net = DistributedDataParallel(nn.Sequential(nn.BatchNorm1d(6), models.mlp()))
+    net.module[0].running_mean += rank  # buffers differ between ranks, as in real runs
+    selector = Selector(data, GradMatch(), fraction=0.5, criterion=nn.CrossEntropyLoss())
+    sampler = AdaptiveSubsetSampler(selector, every=2)
+    result: Any
+    if scenario == "broken" and rank == 0:
+        selector.criterion = nn.NLLLoss2d()  # fails on rank 0, the one that selects
+    try:
+        sampler.maybe_reselect(net, rank if scenario == "epochs differ" else 0)
+        assert sampler.selection is not None
+        result = (len(sampler), list(sampler), sampler.selection.indices.tolist())
+    except Exception as error:
+        result = repr(error)
+    torch.save(result, f"{folder}/{rank}")
+    dist.destroy_process_group()
+
+
+def _outcomes(folder: Path, scenario: str) -> list[Any]:
+    mp.spawn(_run, (str(folder), scenario), nprocs=2)  # type: ignore[no-untyped-call]
+    return [torch.load(folder / str(rank), weights_only=False) for rank in range(2)]
+
+
+def test_ranks_share_one_selection(tmp_path: Path) -> None:
+    (length, mine, all_mine), (other_length, yours, all_yours) = _outcomes(tmp_path, "plain")
+    assert length == other_length == len(mine) == len(yours) == 10
+    assert all_mine == all_yours
+    assert not set(mine) & set(yours)
+    assert set(mine) | set(yours) == set(all_mine)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "message"),
+    [
+        ("epochs differ", "same epoch"),
+        ("broken", "Error"),
+    ],
+)
+def test_divergence_raises_on_every_rank(tmp_path: Path, scenario: str, message: str) -> None:
+    for outcome in _outcomes(tmp_path, scenario):
+        assert isinstance(outcome, str)
+        assert message in outcome

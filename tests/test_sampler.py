@@ -1,0 +1,375 @@
+"""The sampler: schedule, order, length, resume, existing loaders."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from adaptive_subset import (
+    AdaptiveSubsetSampler,
+    GradMatch,
+    GradMatchPB,
+    Random,
+    Selector,
+    TaggedIndex,
+    WeightedLoss,
+)
+from tests import models
+
+N = 40
+
+
+def data() -> Dataset[Any]:
+    generator = torch.Generator().manual_seed(0)
+    return TensorDataset(torch.randn(N, 6, generator=generator), torch.arange(N) % 4)
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return models.mlp()
+
+
+def make(strategy: Any = None, fraction: float = 0.25, **options: Any) -> AdaptiveSubsetSampler:
+    selector = Selector(
+        data(), strategy or GradMatch(), fraction=fraction, criterion=nn.CrossEntropyLoss()
+    )
+    return AdaptiveSubsetSampler(selector, **{"every": 2, **options})
+
+
+def epoch_of(sampler: AdaptiveSubsetSampler) -> list[tuple[int, float]]:
+    return [(int(index), index.weight) for index in sampler if isinstance(index, TaggedIndex)]
+
+
+def test_the_loop_of_the_readme_runs_as_written() -> None:
+    train_set, net = data(), model()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    selector = Selector(train_set, GradMatch(lam=0.5), fraction=0.1)
+    sampler = AdaptiveSubsetSampler(selector, every=3, epochs=8, warm_start=0.5)
+    loader = DataLoader(sampler.dataset, batch_size=2, sampler=sampler)
+    criterion = WeightedLoss(nn.CrossEntropyLoss(), selector)
+    made = []
+    for epoch in range(8):
+        made.append(sampler.maybe_reselect(net, epoch) is not None)
+        steps = 0
+        for x, y in loader:
+            loss = criterion(net(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            steps += 1
+        assert steps == len(loader) == 2
+    assert made == [False] * 4 + [True, False, False, True]
+    assert [entry["epoch"] for entry in sampler.history] == [4, 7]
+
+
+def test_selects_every_r_epochs_and_once_an_epoch() -> None:
+    sampler, net = make(every=3), model()
+    made = [e for e in range(7) for _ in range(2) if sampler.maybe_reselect(net, e) is not None]
+    assert made == [0, 3, 6]
+    assert sampler.selection is sampler.selector.selection
+
+
+def test_a_skipped_epoch_does_not_skip_a_selection() -> None:
+    sampler, net = make(every=3), model()
+    assert [sampler.maybe_reselect(net, e) is not None for e in (1, 4, 5, 6)] == [
+        True,
+        True,
+        False,
+        True,
+    ]
+
+
+def test_set_epoch_never_selects() -> None:
+    sampler = make()
+    sampler.set_epoch(5)
+    assert sampler.selection is None
+    with pytest.raises(RuntimeError, match=r"epoch 5 is due for a selection.*maybe_reselect"):
+        iter(sampler)
+    with pytest.raises(ValueError, match="`epoch` must be at least 0"):
+        sampler.set_epoch(-1)
+
+
+def test_an_epoch_that_missed_its_selection_is_not_run_on_the_old_one() -> None:
+    sampler = make(every=2)
+    sampler.maybe_reselect(model(), 0)
+    sampler.set_epoch(1)
+    assert len(list(sampler)) == 10
+    sampler.set_epoch(2)
+    with pytest.raises(RuntimeError, match="epoch 2 is due"):
+        iter(sampler)
+
+
+def test_the_order_is_a_pure_function_of_seed_epoch_and_selection() -> None:
+    first, second, other = make(every=4), make(every=4), make(every=4, seed=1)
+    net = model()
+    for sampler in (first, second, other):
+        sampler.maybe_reselect(net, 0)
+    torch.rand(3)
+    assert epoch_of(first) == epoch_of(first) == epoch_of(second)
+    assert epoch_of(first) != epoch_of(other)
+    assert sorted(epoch_of(first)) == sorted(epoch_of(other))
+    before = epoch_of(first)
+    first.maybe_reselect(net, 1)
+    assert before != epoch_of(first)
+    assert sorted(before) == sorted(epoch_of(first))
+    first.set_epoch(0)
+    assert before == epoch_of(first)
+
+
+def test_weights_have_mean_one_and_belong_to_their_samples() -> None:
+    sampler = make()
+    selection = sampler.maybe_reselect(model(), 0)
+    assert selection is not None
+    expected = dict(zip(selection.indices.tolist(), selection.loss_weights.tolist(), strict=True))
+    found = dict(epoch_of(sampler))
+    assert found == expected
+    assert sum(found.values()) / len(found) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 1.0])
+def test_the_warm_start_walks_through_all_data_in_shards(fraction: float) -> None:
+    sampler = make(fraction=fraction, epochs=20, warm_start=0.5)
+    net, seen = model(), []
+    for epoch in range(10):
+        assert sampler.maybe_reselect(net, epoch) is None
+        indices = epoch_of(sampler)
+        assert len(indices) == len(sampler) == round(fraction * N)
+        assert all(weight == 1 for _, weight in indices)
+        seen += [index for index, _ in indices]
+    counts = torch.bincount(torch.tensor(seen), minlength=N)
+    assert int(counts.max() - counts.min()) <= 1
+    assert sampler.maybe_reselect(net, 10) is not None
+    assert len(epoch_of(sampler)) == len(sampler)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_warm_starts_of_nothing_and_all(share: float) -> None:
+    sampler, net = make(epochs=3, warm_start=share), model()
+    made = [sampler.maybe_reselect(net, e) is not None for e in range(3)]
+    assert made == ([True, False, True] if share == 0 else [False] * 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 0}, "`every` must be at least 1 epoch, got 0"),
+        ({"warm_start": 1.5, "epochs": 3}, r"`warm_start` must be in \[0, 1\], got 1.5"),
+        ({"warm_start": 0.5}, r"`epochs` must be given for a warm start of 0.5"),
+        ({"weighting": "sum"}, r"`weighting` must be \"loss\" or \"resample\", got 'sum'"),
+        ({"num_replicas": 2, "rank": 2}, r"`rank` must be in \[0, 1\], got 2"),
+        ({"num_replicas": 11, "rank": 0}, r"`budget` must give each of 11 ranks"),
+    ],
+)
+def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+def test_chosen_batches_stay_together_in_the_loader() -> None:
+    sampler = make(GradMatchPB(batch_size=4), fraction=0.5)
+    selection = sampler.maybe_reselect(model(), 0)
+    assert selection is not None
+    chosen = {tuple(batch) for batch in selection.indices.view(-1, 4).tolist()}
+    loader = DataLoader(range(N), batch_size=4, sampler=sampler)  # type: ignore[arg-type]
+    orders = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        orders.append([tuple(batch.tolist()) for batch in loader])
+        assert set(orders[-1]) == chosen
+    assert orders[0] != orders[1]
+
+
+def test_resampling_repeats_samples_in_proportion_to_their_weight() -> None:
+    sampler = make(weighting="resample", every=100)
+    net = model()
+    selection = sampler.maybe_reselect(net, 0)
+    assert selection is not None
+    expected = dict(zip(selection.indices.tolist(), selection.loss_weights.tolist(), strict=True))
+    total = torch.zeros(N)
+    for epoch in range(50):
+        sampler.maybe_reselect(net, epoch)
+        drawn = list(sampler)
+        assert len(drawn) == len(sampler)
+        assert not any(isinstance(index, TaggedIndex) for index in drawn)
+        counts = torch.bincount(torch.tensor(drawn), minlength=N)
+        total += counts
+        for index, weight in expected.items():
+            assert abs(int(counts[index]) - weight) < 1 + 1e-6
+    for index, weight in expected.items():
+        assert float(total[index]) / 50 == pytest.approx(weight, abs=0.35)
+
+
+def test_resampling_refuses_negative_weights() -> None:
+    sampler = make(weighting="resample")
+    selection = sampler.maybe_reselect(model(), 0)
+    assert selection is not None
+    selection.weights[0] = -0.1
+    with pytest.raises(ValueError, match="weights of at least 0"):
+        iter(sampler)
+
+
+def test_a_killed_run_resumes_exactly() -> None:
+    def train(net: nn.Module, sampler: AdaptiveSubsetSampler, epochs: range) -> list[Any]:
+        criterion = WeightedLoss(nn.CrossEntropyLoss(), sampler.selector)
+        optimizer = torch.optim.SGD(net.parameters(), 0.5)
+        loader = DataLoader(sampler.dataset, batch_size=4, sampler=sampler)
+        seen: list[Any] = []
+        for epoch in epochs:
+            sampler.maybe_reselect(net, epoch)
+            seen.append(epoch_of(sampler))
+            for x, y in loader:
+                loss = criterion(net(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        return seen
+
+    options = {"every": 3, "epochs": 12, "warm_start": 0.25}
+    whole_net, whole_sampler = model(), make(**options)
+    whole = train(whole_net, whole_sampler, range(12))
+
+    net, sampler = model(), make(**options)
+    start = train(net, sampler, range(8))  # in the middle of a period
+    file = io.BytesIO()
+    torch.save({"net": net.state_dict(), "sampler": sampler.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    net, sampler = model(), make(**options)
+    net.load_state_dict(saved["net"])
+    sampler.load_state_dict(saved["sampler"])
+    rest = train(net, sampler, range(8, 12))
+    assert start + rest == whole
+    assert [e["epoch"] for e in sampler.history] == [e["epoch"] for e in whole_sampler.history]
+    for a, b in zip(net.parameters(), whole_net.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_saved_state_is_a_snapshot() -> None:
+    sampler, net = make(every=1), model()
+    sampler.maybe_reselect(net, 0)
+    state = sampler.state_dict()
+    before = copy.deepcopy(state)
+    sampler.maybe_reselect(net, 1)
+    assert len(state["history"]) == len(before["history"]) == 1
+    assert torch.equal(state["selection"]["indices"], before["selection"]["indices"])
+
+
+def test_state_of_another_configuration_is_refused() -> None:
+    state = make(every=2).state_dict()
+    with pytest.raises(ValueError, match=r"same arguments.*'every': \(2, 5\)"):
+        make(every=5).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"'budget': \(10, 20\)"):
+        make(fraction=0.5).load_state_dict(state)
+
+
+def test_an_epoch_resumes_in_the_middle() -> None:
+    sampler = make()
+    sampler.maybe_reselect(model(), 0)
+    iterator = iter(sampler)
+    head = [next(iterator) for _ in range(4)]
+    state = iterator.state_dict()  # type: ignore[attr-defined]
+    resumed = iter(sampler)
+    resumed.load_state_dict(state)  # type: ignore[attr-defined]
+    assert head + list(resumed) == list(sampler)
+    sampler.set_epoch(1)
+    with pytest.raises(ValueError, match="Load the sampler's state first"):
+        iter(sampler).load_state_dict(state)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_existing_loader_is_kept(workers: int) -> None:
+    sampler = make()
+    calls: list[int] = []
+
+    def collate(items: list[Any]) -> Any:
+        calls.append(len(items))
+        return torch.utils.data.default_collate(items)
+
+    loader = DataLoader(
+        sampler.selector.dataset,
+        batch_size=3,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        collate_fn=collate,
+        persistent_workers=workers > 0,
+    )
+    list(loader)  # also when it has been used
+    attached = sampler.attach(loader)
+    assert type(attached) is DataLoader
+    assert (attached.collate_fn, attached.num_workers) == (collate, workers)
+    assert len(loader) == 13  # as it was
+    sampler.maybe_reselect(model(), 0)
+    assert len(attached) == 3
+    batches = list(attached)
+    assert [len(y) for _, y in batches] == [3, 3, 3]
+    x, y = sampler.selector.dataset[:]
+    weights = dict(epoch_of(sampler))
+    for inputs, targets in batches:
+        for i in range(3):
+            index = int((x == inputs[i]).all(1).nonzero()[0, 0])
+            assert int(targets[i]) == int(y[index])
+            assert float(targets.weights[i]) == pytest.approx(weights[index])
+
+
+class Stream(IterableDataset[int]):
+    def __iter__(self) -> Any:
+        return iter(range(4))
+
+
+def test_loaders_that_cannot_be_steered_are_refused() -> None:
+    sampler = make()
+    with pytest.raises(ValueError, match=r"`loader` must read the dataset of the selector"):
+        sampler.attach(DataLoader(data()))
+    own = sampler.selector.dataset
+    for loader in (
+        DataLoader(own, batch_size=None),
+        DataLoader(own, batch_sampler=[[0, 1], [2]]),
+    ):
+        with pytest.raises(ValueError, match=r"`loader` must form batches by `batch_size`"):
+            sampler.attach(loader)
+
+
+def test_selections_that_cost_more_than_they_save_are_reported() -> None:
+    sampler, net = make(every=1), model()
+    sampler.maybe_reselect(net, 0)
+    list(sampler)
+    with pytest.warns(UserWarning, match=r"more than the .* s that the smaller epochs saved"):
+        sampler.maybe_reselect(net, 1)
+    thrifty = make(Random(), every=1)
+    thrifty.maybe_reselect(net, 0)
+    thrifty._train_seconds = 10.0
+    assert thrifty.maybe_reselect(net, 1) is not None  # and no warning, which would be an error
+
+
+@pytest.mark.parametrize("strategy", [GradMatch(), GradMatchPB(batch_size=4)])
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_ranks_get_disjoint_shares_of_one_selection(strategy: Any, epoch: int) -> None:
+    samplers = [
+        make(strategy, fraction=0.5, epochs=4, warm_start=0.5, num_replicas=2, rank=rank)
+        for rank in range(2)
+    ]
+    net = model()
+    for sampler in samplers:
+        sampler.maybe_reselect(net, epoch)
+    shares = [epoch_of(sampler) for sampler in samplers]
+    assert len(shares[0]) == len(shares[1]) == len(samplers[0])
+    indices = [{index for index, _ in share} for share in shares]
+    assert not indices[0] & indices[1]
+    if epoch == 2 and strategy.batch_size is None:
+        assert samplers[0].selection is not None
+        assert indices[0] | indices[1] == set(samplers[0].selection.indices.tolist())
+
+
+def test_items_reach_the_model_with_their_weight() -> None:
+    sampler = make()
+    sampler.maybe_reselect(model(), 0)
+    x, y = next(iter(DataLoader(sampler.dataset, batch_size=5, sampler=sampler)))
+    assert isinstance(x, Tensor)
+    assert y.weights.shape == (5,)

@@ -1,0 +1,245 @@
+"""The selector: budgets, losses, pools, and how good a selection is."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from adaptive_subset import (
+    Choice,
+    GradMatch,
+    GradMatchPB,
+    Random,
+    Selection,
+    Selector,
+    WeightedLoss,
+)
+from tests import models
+
+N = 40
+DATA = TensorDataset(torch.randn(N, 6), torch.arange(N) % 4)
+
+
+def make(strategy: Any = None, **arguments: Any) -> Selector:
+    options: dict[str, Any] = {"fraction": 0.25, "criterion": nn.CrossEntropyLoss(), **arguments}
+    return Selector(DATA, strategy or GradMatch(), **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "budget"),
+    [
+        ({"fraction": 0.25}, 10),
+        ({"fraction": 1.0}, 40),
+        ({"fraction": 1e-6}, 1),
+        ({"fraction": None, "budget": 7}, 7),
+        ({"fraction": None, "budget": 11, "strategy": GradMatchPB(batch_size=4)}, 8),
+    ],
+)
+def test_the_budget_follows_from_fraction_or_budget(arguments: dict[str, Any], budget: int) -> None:
+    selector = make(**arguments)
+    assert selector.budget == budget
+    assert len(selector.select(models.mlp(), 0)) == budget
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"fraction": None}, r"exactly one of `fraction` and `budget`"),
+        ({"budget": 3}, r"exactly one of `fraction` and `budget`.*fraction=0.25 and budget=3"),
+        ({"fraction": 0.0}, r"`fraction` must be in \(0, 1\], got 0.0"),
+        ({"fraction": 1.5}, r"`fraction` must be in \(0, 1\], got 1.5"),
+        ({"fraction": None, "budget": 0}, r"`budget` must be in \[1, 40\], got 0"),
+        ({"fraction": None, "budget": 41}, r"`budget` must be in \[1, 40\], got 41"),
+        ({"strategy": GradMatchPB(batch_size=16)}, r"at least one mini-batch of 16, got 10"),
+        ({"pool": TensorDataset(torch.zeros(3))}, r"`pool` must hold the 40 samples.*got 3"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**arguments)
+
+
+class Stream(IterableDataset[Tensor]):
+    pass
+
+
+def test_a_stream_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"`dataset` must be map-style.*got Stream"):
+        Selector(Stream(), GradMatch(), budget=1)
+
+
+def test_a_strategy_class_is_no_strategy() -> None:
+    with pytest.raises(TypeError, match=r"`strategy` must have .*Pass an instance"):
+        make("gradmatch")
+
+
+def test_the_loss_comes_from_the_weighted_loss() -> None:
+    given = make().select(models.mlp(), 0)
+    assert given.relative_error is not None
+    selector = make(criterion=None)
+    with pytest.raises(RuntimeError, match=r"`criterion` must be known.*WeightedLoss"):
+        selector.select(models.mlp(), 0)
+    WeightedLoss(nn.CrossEntropyLoss(), selector)
+    torch.manual_seed(0)
+    model = models.mlp()
+    bound, explicit = selector.select(model, 0), make().select(model, 0)
+    assert torch.equal(bound.indices, explicit.indices)
+
+
+def test_two_losses_need_an_explicit_criterion() -> None:
+    selector = make(criterion=None)
+    WeightedLoss(nn.CrossEntropyLoss(), selector)
+    with pytest.raises(ValueError, match=r"held by two losses.*Pass criterion="):
+        WeightedLoss(nn.MultiMarginLoss(), selector)
+    explicit = make()
+    WeightedLoss(nn.CrossEntropyLoss(), explicit)
+    WeightedLoss(nn.MultiMarginLoss(), explicit)
+
+
+def test_the_relative_error_is_that_of_the_whole_last_layer() -> None:
+    torch.manual_seed(0)
+    model = models.mlp()
+    selection = make().select(model, 0)
+    x, y = DATA.tensors
+
+    def gradient(weights: Tensor, rows: Tensor) -> Tensor:
+        losses = nn.functional.cross_entropy(model(x[rows]), y[rows], reduction="none")
+        parts = torch.autograd.grad((weights * losses).sum(), list(model[2].parameters()))
+        return torch.cat([part.flatten() for part in parts])
+
+    full = gradient(torch.ones(N), torch.arange(N))
+    matched = gradient(selection.weights, selection.indices)
+    expected = float((matched - full).norm() / full.norm())
+    assert selection.relative_error == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_selection_tells_how_good_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "adaptive_subset"):
+        selection = make().select(models.mlp(), 3)
+    assert selection.objective is not None
+    assert selection.objective > 0
+    assert 1 <= selection.effective_size <= len(selection) == 10
+    assert selection.filled == 0
+    assert selection.forward_seconds > 0
+    assert selection.solver_seconds > 0
+    assert selection.seconds == selection.forward_seconds + selection.solver_seconds
+    assert float(selection.loss_weights.mean()) == pytest.approx(1)
+    assert "epoch 3: selected 10 of 40" in caplog.text
+    summary = selection.summary()
+    assert summary["size"] == 10
+    assert summary["epoch"] == 3
+    assert not any(isinstance(value, Tensor) for value in summary.values())
+
+
+def test_effective_size_of_known_weights() -> None:
+    equal = Selection(torch.arange(4), torch.full((4,), 2.5), epoch=0)
+    lone = Selection(torch.arange(4), torch.tensor([0.0, 0.0, 3.0, 0.0]), epoch=0)
+    assert equal.effective_size == pytest.approx(4)
+    assert lone.effective_size == pytest.approx(1)
+
+
+def test_random_runs_no_model() -> None:
+    class Fails(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError
+
+    selection = make(Random()).select(Fails(6, 4), 0)
+    assert selection.relative_error is None
+
+
+class Augmented(Dataset[tuple[Tensor, int]]):
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return DATA[index][0] + torch.randn(6), int(DATA[index][1])
+
+
+@pytest.mark.parametrize("twin", [DATA, DataLoader(DATA, batch_size=7), list(DataLoader(DATA, 9))])
+def test_gradients_come_from_the_pool(twin: Any) -> None:
+    torch.manual_seed(0)
+    model = models.mlp()
+    options = {"fraction": 0.25, "criterion": nn.CrossEntropyLoss()}
+    selection = Selector(Augmented(), GradMatch(), pool=twin, **options).select(model, 0)
+    assert torch.equal(selection.indices, make().select(model, 0).indices)
+
+
+def test_a_loader_that_drops_samples_is_no_pool() -> None:
+    short = DataLoader(DATA, batch_size=7, drop_last=True)
+    with pytest.raises(ValueError, match=r"each of the 40 samples.*got 35"):
+        make(pool=short).select(models.mlp(), 0)
+
+
+def test_validation_gradients_are_matched() -> None:
+    torch.manual_seed(0)
+    model = models.mlp()
+    x, y = DATA.tensors
+    few = TensorDataset(x[:8], y[:8])
+    matched = make(validation=few, fraction=0.5).select(model, 0)
+    other = make(fraction=0.5).select(model, 0)
+    assert not torch.equal(matched.indices.sort().values, other.indices.sort().values) or (
+        not torch.equal(matched.weights, other.weights)
+    )
+
+
+def test_validation_needs_labels_where_the_pool_has_them() -> None:
+    soft = TensorDataset(torch.randn(8, 6), torch.rand(8, 4).softmax(1))
+    with pytest.raises(ValueError, match=r"`validation` must have class labels"):
+        make(validation=soft).select(models.mlp(), 0)
+
+
+def test_regression_is_one_problem() -> None:
+    data = TensorDataset(torch.randn(N, 6), torch.randn(N, 2))
+    selector = Selector(data, GradMatch(), budget=10, criterion=nn.MSELoss())
+    selection = selector.select(models.mlp(6, 2), 0)
+    assert selection.relative_error is not None
+    assert selection.relative_error < 0.5
+
+
+def test_gradients_that_are_not_finite_raise_and_leave_the_selection() -> None:
+    model, selector = models.mlp(), make()
+    first = selector.select(model, 0)
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"`pool` must give finite gradients"):
+        selector.select(model, 1)
+    assert selector.selection is first
+
+
+class Wrong:
+    needs_gradients = False
+    batch_size = None
+
+    def __init__(self, choice: Choice) -> None:
+        self.choice = choice
+
+    def select(self, candidates: Any, budget: int, *, seed: int, epoch: int) -> Choice:
+        return self.choice
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (Choice(torch.arange(3), torch.ones(3)), "3 positions and 3 weights"),
+        (Choice(torch.arange(10) + 35, torch.ones(10)), "positions from 35 to 44"),
+        (Choice(torch.arange(10), torch.full((10,), float("nan"))), "not finite"),
+        (Choice(torch.arange(10), torch.zeros(10)), "add up to 0"),
+    ],
+)
+def test_a_strategy_that_breaks_the_contract_is_named(choice: Choice, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(Wrong(choice)).select(models.mlp(), 0)
+
+
+def test_the_result_does_not_depend_on_batch_size_or_workers() -> None:
+    torch.manual_seed(0)
+    model = models.mlp()
+    first = make(batch_size=40).select(model, 0)
+    other = make(batch_size=7, num_workers=2).select(model, 0)
+    assert torch.equal(first.indices, other.indices)
+    torch.testing.assert_close(first.weights, other.weights, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,256 @@
+"""Every strategy under the same laws, and what is particular to GRAD-MATCH."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from adaptive_subset.gradients import FactoredGradients
+from adaptive_subset.strategies import (
+    STRATEGIES,
+    Candidates,
+    Choice,
+    FreshRandom,
+    GradMatch,
+    GradMatchPB,
+    Random,
+    Strategy,
+    Validation,
+)
+from adaptive_subset.strategies.strategy import proportional_shares
+
+EVERY: dict[str, Strategy] = {
+    "random": Random(),
+    "fresh random": FreshRandom(),
+    "per-gradient": GradMatch(),
+    "per-class": GradMatch(scope="per-class"),
+    "global": GradMatch(scope="global"),
+    "absolute": GradMatch(lam=0.01, lam_is="absolute"),
+    "signed": GradMatch(nonnegative=False),
+    "per batch": GradMatchPB(batch_size=4),
+}
+MATCHING = [name for name, strategy in EVERY.items() if strategy.needs_gradients]
+
+
+def candidates(n: int = 48, classes: int = 3, p: int = 10, seed: int = 0) -> Candidates:
+    """Gradients as a classifier has them: δ = softmax − one-hot, features positive."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % classes
+    logits = torch.randn(n, classes, generator=generator, dtype=torch.float64)
+    delta = logits.softmax(1) - torch.nn.functional.one_hot(labels, classes)
+    centres = torch.rand(classes, p, generator=generator, dtype=torch.float64)
+    noise = torch.randn(n, p, generator=generator, dtype=torch.float64)
+    features = (centres[labels] + 0.3 * noise).relu()
+    return Candidates(n, FactoredGradients([(delta, features)]), labels)
+
+
+def permuted(given: Candidates, order: Tensor) -> Candidates:
+    assert given.gradients is not None
+    assert given.classes is not None
+    return Candidates(given.n, given.gradients[order], given.classes[order])
+
+
+def error(given: Candidates, choice: Choice) -> float:
+    target = given.target()
+    matched = given.atoms[choice.positions].sum(choice.weights)
+    return float((matched - target).norm() / target.norm())
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("budget", [4, 12, 48])
+def test_a_choice_is_distinct_in_range_and_finite(name: str, budget: int) -> None:
+    given, strategy = candidates(), EVERY[name]
+    choice = strategy.select(given, budget, seed=0, epoch=0)
+    assert len(choice.positions) == len(choice.weights) == budget
+    assert len(choice.positions.unique()) == budget
+    assert 0 <= int(choice.positions.min()) <= int(choice.positions.max()) < given.n
+    assert choice.weights.isfinite().all()
+    assert choice.weights.sum() > 0
+    assert name == "signed" or (choice.weights >= 0).all()
+    assert choice.batch_size == strategy.batch_size
+    assert not choice.positions.is_floating_point()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_choice_is_a_pure_function_of_seed_and_epoch(name: str) -> None:
+    state = torch.get_rng_state()
+    first, again = (EVERY[name].select(candidates(), 12, seed=1, epoch=2) for _ in range(2))
+    assert torch.equal(first.positions, again.positions)
+    assert torch.equal(first.weights, again.weights)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["per-gradient", "per-class", "global", "absolute", "signed"])
+def test_a_choice_follows_a_permutation_of_the_candidates(name: str) -> None:
+    given = candidates()
+    order = torch.randperm(given.n, generator=torch.Generator().manual_seed(5))
+    straight = EVERY[name].select(given, 12, seed=0, epoch=0)
+    shuffled = EVERY[name].select(permuted(given, order), 12, seed=0, epoch=0)
+    assert set(order[shuffled.positions].tolist()) == set(straight.positions.tolist())
+    dense = [torch.zeros(given.n, dtype=torch.float64) for _ in range(2)]
+    dense[0][straight.positions] = straight.weights
+    dense[1][order[shuffled.positions]] = shuffled.weights
+    torch.testing.assert_close(*dense)
+
+
+@pytest.mark.parametrize("name", MATCHING)
+def test_matching_beats_random_subsets(name: str) -> None:
+    given, budget = candidates(n=240), 24
+    chosen = error(given, EVERY[name].select(given, budget, seed=0, epoch=0))
+    random = [error(given, Random().select(given, budget, seed=s, epoch=0)) for s in range(20)]
+    assert chosen < sorted(random)[5]
+
+
+@pytest.mark.parametrize("name", MATCHING)
+def test_zero_gradients_fill_up_at_random_with_a_warning(name: str) -> None:
+    given = candidates()
+    zero = FactoredGradients([(0 * d, h) for d, h in given.atoms.blocks])
+    with pytest.warns(UserWarning, match=r"filled up with 12 random ones"):
+        choice = EVERY[name].select(replace(given, gradients=zero), 12, seed=0, epoch=0)
+    assert choice.filled == 12
+    assert (choice.weights == choice.weights[0]).all()
+
+
+@pytest.mark.parametrize("name", MATCHING)
+def test_duplicate_candidates_are_no_obstacle(name: str) -> None:
+    given = candidates(n=24)
+    twice = torch.arange(24).repeat(2)
+    choice = EVERY[name].select(permuted(replace(given, n=48), twice), 12, seed=0, epoch=0)
+    assert len(choice.positions.unique()) == 12
+
+
+@pytest.mark.parametrize("name", MATCHING)
+def test_a_class_of_one_and_more_classes_than_budget(name: str) -> None:
+    given = candidates(n=48)
+    labels = torch.zeros(48, dtype=torch.long)
+    labels[0] = 2
+    lone = replace(given, classes=labels)
+    assert (
+        0 in EVERY[name].select(lone, 12, seed=0, epoch=0).positions
+        or "batch" in name
+        or (name == "global")
+    )
+    assert len(EVERY[name].select(given, 4, seed=0, epoch=0).positions) == 4
+
+
+@pytest.mark.parametrize("name", MATCHING)
+def test_float32_agrees_with_float64(name: str) -> None:
+    given = candidates()
+    single = FactoredGradients([(d.float(), h.float()) for d, h in given.atoms.blocks])
+    exact = EVERY[name].select(given, 12, seed=0, epoch=0)
+    rounded = EVERY[name].select(replace(given, gradients=single), 12, seed=0, epoch=0)
+    assert exact.objective is not None
+    assert rounded.objective is not None
+    assert rounded.objective == pytest.approx(exact.objective, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", MATCHING)
+def test_without_classes_there_is_one_problem(name: str) -> None:
+    choice = EVERY[name].select(replace(candidates(), classes=None), 12, seed=0, epoch=0)
+    assert len(choice.positions.unique()) == 12
+
+
+def test_validation_gradients_steer_the_choice() -> None:
+    given = candidates(n=96)
+    other = candidates(n=30, seed=9)
+    assert other.gradients is not None
+    validation = Validation(other.gradients, other.classes, 96 / 30)
+    steered = replace(given, validation=validation)
+    torch.testing.assert_close(steered.target(), other.target() * 96 / 30)
+    for name in MATCHING:
+        strategy = EVERY[name]
+        plain = strategy.select(given, 12, seed=0, epoch=0)
+        matched = strategy.select(steered, 12, seed=0, epoch=0)
+        assert error(steered, matched) < error(steered, plain)
+
+
+def test_validation_restores_the_balance_of_the_classes() -> None:
+    """An imbalanced pool with a balanced validation set: class totals follow the latter."""
+    given = candidates(n=60)
+    keep = torch.cat([(given.classes == 0).nonzero()[:3, 0], (given.classes != 0).nonzero()[:, 0]])
+    pool = replace(permuted(given, keep), n=len(keep))
+    assert given.gradients is not None
+    assert pool.classes is not None
+    validation = Validation(given.gradients, given.classes, len(keep) / 60)
+    choice = GradMatch(lam=0.01).select(replace(pool, validation=validation), 20, seed=0, epoch=0)
+    totals = torch.zeros(3, dtype=choice.weights.dtype)
+    totals.index_add_(0, pool.classes[choice.positions], choice.weights)
+    assert totals[0] > 3 * 20 / 3  # three samples stand for about a third of all
+    assert totals.max() / totals.min() < 3
+
+
+def test_a_relative_lambda_makes_the_choice_independent_of_the_scale() -> None:
+    given = candidates()
+    small = FactoredGradients([(1e-4 * d, h) for d, h in given.atoms.blocks])
+    choices = [
+        GradMatch().select(replace(given, gradients=g), 12, seed=0, epoch=0)
+        for g in (given.gradients, small)
+    ]
+    assert torch.equal(choices[0].positions, choices[1].positions)
+    torch.testing.assert_close(choices[0].weights, choices[1].weights)
+
+
+def test_the_tolerance_ends_the_matching_early() -> None:
+    given = candidates()
+    strategy = GradMatch(lam=1e-3, tolerance=0.3, scope="global")
+    with pytest.warns(UserWarning, match="tolerance"):
+        choice = strategy.select(given, 40, seed=0, epoch=0)
+    assert choice.objective is not None
+    assert choice.objective <= 0.3 * float(given.target().square().sum())
+    assert 0 < choice.filled < 40
+    assert (choice.weights[-choice.filled :] == 1).all()
+
+
+def test_per_batch_keeps_batches_together() -> None:
+    choice = GradMatchPB(batch_size=4).select(candidates(n=50), 12, seed=0, epoch=3)
+    weights = choice.weights.view(3, 4)
+    assert (weights == weights[:, :1]).all()
+    other = GradMatchPB(batch_size=4).select(candidates(n=50), 12, seed=0, epoch=4)
+    assert not torch.equal(choice.positions, other.positions)  # a fresh partition
+
+
+def test_fresh_random_sees_every_sample_equally_often() -> None:
+    given = Candidates(10)
+    draws = [FreshRandom().select(given, 4, seed=3, epoch=e).positions for e in range(5)]
+    assert torch.bincount(torch.cat(draws)).tolist() == [2] * 10
+
+
+@given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=12), share=st.floats(0.001, 1.0))
+def test_shares_add_up_fit_and_are_proportional(sizes: list[int], share: float) -> None:
+    budget = max(1, int(share * sum(sizes)))
+    shares = proportional_shares(sizes, budget)
+    assert sum(shares) == budget
+    assert all(0 <= k <= n for k, n in zip(shares, sizes, strict=True))
+    if budget >= len(sizes):
+        assert min(shares) >= 1
+    exact = [budget * n / sum(sizes) for n in sizes]
+    assert all(k <= max(1, e + 1) for k, e in zip(shares, exact, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lam": -1}, r"`lam` must be at least 0, got -1"),
+        ({"lam": float("nan")}, r"`lam` must be at least 0"),
+        ({"lam_is": "big"}, r"`lam_is` must be \"relative\" or \"absolute\", got 'big'"),
+        ({"tolerance": 1.0}, r"`tolerance` must be in \[0, 1\), got 1.0"),
+        ({"scope": "class"}, r"`scope` must be .* got 'class'"),
+    ],
+)
+def test_arguments_are_checked(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GradMatch(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_batch_has_at_least_one_sample() -> None:
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
+        GradMatchPB(batch_size=0)
+
+
+def test_names_lead_to_strategies() -> None:
+    assert all(isinstance(strategy(), Strategy) for strategy in STRATEGIES.values())
