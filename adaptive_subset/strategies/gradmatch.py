@@ -129,13 +129,7 @@ class GradMatch(_Matching):
             if share
         ]
         filled = sum(choice.filled for _, choice in choices)
-        if 2 * filled > budget:
-            warnings.warn(
-                f"GradMatch matched with {budget - filled} of {budget} samples and filled up with "
-                f"{filled} random ones: gradients are zero, or `tolerance` is met early. Choose a "
-                "smaller budget or tolerance.",
-                stacklevel=2,
-            )
+        _warn_if_mostly_filled(filled, budget)
         return Choice(
             torch.cat([members[choice.positions] for members, choice in choices]),
             torch.cat([choice.weights for _, choice in choices]),
@@ -179,10 +173,21 @@ class GradMatchPB(_Matching):
             generator,
             fill_weight=float(self.batch_size),
         )
+        _warn_if_mostly_filled(choice.filled, len(choice.positions))
         return Choice(
             members[choice.positions].flatten(),
             choice.weights.repeat_interleave(self.batch_size) / self.batch_size,
             objective=choice.objective,
             filled=choice.filled * self.batch_size,
             batch_size=self.batch_size,
+        )
+
+
+def _warn_if_mostly_filled(filled: int, budget: int) -> None:
+    if 2 * filled > budget:
+        warnings.warn(
+            f"GRAD-MATCH matched with {budget - filled} of {budget} candidates and filled up with "
+            f"{filled} random ones: gradients are zero, or `tolerance` is met early. Choose a "
+            "smaller budget or tolerance.",
+            stacklevel=4,
         )
