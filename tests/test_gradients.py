@@ -79,7 +79,6 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Tensor, list[str]]] = {
     "in-place activation behind the head": (models.in_place_tail, images(2), ["1"]),
     "scale behind the head": (models.Scaled, torch.randn(5, 6), ["fc"]),
     "torchvision resnet18": (_torchvision("resnet18"), images(32), ["fc"]),
-    "torchvision mobilenet_v3": (_torchvision("mobilenet_v3_small"), images(32), ["classifier.3"]),
     "torchvision vit": (_torchvision_vit, images(16), ["heads.head"]),
     "timm vit": (_timm("vit_tiny_patch16_224", img_size=32, depth=2), images(32), ["head"]),
     "timm deit distilled, two heads": (

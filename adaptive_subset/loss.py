@@ -1,0 +1,119 @@
+"""The weighted loss: what the training loop sees of the weights."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from adaptive_subset.losses import Criterion, unreduced_losses
+from adaptive_subset.tags import WeightedTarget
+
+
+class _HoldsCriterion(Protocol):
+    def bind_criterion(self, criterion: Criterion) -> None: ...
+
+
+def weighted_loss(criterion: Criterion, output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """``Σ wᵢℓᵢ / Z``, with Z the number that `criterion` itself divides ``Σ ℓᵢ`` by.
+
+    Z is n for a mean, 1 for a sum, the sum of class weights for a weighted mean, the number of
+    labels that are not ignored, …: with all weights one the value is that of the criterion.
+    Weights are not normalised within the batch.
+
+    Args:
+        criterion: any loss that treats samples one by one, see `per_sample_losses`.
+        output: (n, …) what the model returns.
+        target: (n, …).
+        weights: (n,), of mean one over the subset.
+
+    Returns:
+        A scalar, or for ``reduction="none"`` the weighted losses in the criterion's shape.
+    """
+    reduced = criterion(output, target)
+    if getattr(criterion, "reduction", None) == "none":
+        return reduced * weights.to(reduced).view(-1, *[1] * (reduced.ndim - 1))
+    losses, terms = unreduced_losses(criterion, output, target)
+    total, plain = (weights.to(losses) * losses).sum(), losses.detach().sum()
+    if getattr(criterion, "reduction", None) == "sum":
+        return total
+    # Σℓ / criterion is exact but undefined at 0 and inexact where losses of both signs cancel, so
+    # a plain mean, the usual case, is recognised.
+    value = reduced.detach()
+    rounding = 1e3 * torch.finfo(value.dtype).eps * losses.detach().abs().sum()
+    mean = (value * terms - plain).abs() <= rounding
+    return total / torch.where(mean, torch.full_like(plain, terms), plain / value)
+
+
+class WeightedLoss(nn.Module):
+    """A training loss in which each sample counts with the weight that its selection gave it.
+
+    ``L = Σ wᵢ ℓᵢ / Z``, see `weighted_loss`. The weights come with the targets, see
+    `AdaptiveSubsetSampler`. Parameters, buffers and ``state_dict`` are those of `criterion`, and so
+    are other attributes.
+
+    Args:
+        criterion: the loss to weight, a module or a function ``criterion(output, target)``.
+        selector: told that this is the loss whose gradients to match.
+
+    Raises:
+        RuntimeError: on a call in training with targets that carry no weights. In evaluation
+            (``eval()``, ``no_grad()``, an output without a graph) they are passed through.
+        ValueError: the number of weights is not that of the outputs; see also `per_sample_losses`.
+
+    Example:
+        >>> loss = WeightedLoss(nn.MSELoss())
+        >>> target = WeightedTarget(torch.zeros(2), torch.tensor([0.5, 1.5]))
+        >>> loss(torch.tensor([2.0, 1.0]), target)
+        tensor(1.7500)
+    """
+
+    criterion: Criterion
+
+    def __init__(self, criterion: Criterion, selector: _HoldsCriterion | None = None) -> None:
+        super().__init__()
+        if isinstance(criterion, nn.Module):
+            # The same registries, not a child: no key of the state changes its name.
+            for name in ("_parameters", "_buffers", "_modules"):
+                self.__dict__[name] = criterion.__dict__[name]
+        self.__dict__["criterion"] = criterion
+        if selector is not None:
+            selector.bind_criterion(criterion)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """The weighted loss of a batch; `output` (n, …), `target` (n, …) with weights (n,)."""
+        weights = target.weights if isinstance(target, WeightedTarget) else None
+        plain = target.plain() if isinstance(target, WeightedTarget) else target
+        if weights is None:
+            if self.training and torch.is_grad_enabled() and output.requires_grad:
+                raise RuntimeError(
+                    "`target` must carry the weights of its samples in training, got a "
+                    f"{type(target).__name__} without any. Read the data through `sampler.dataset` "
+                    "(or `sampler.attach(loader)`), and keep operations that mix samples out of "
+                    "the targets; to evaluate, use torch.no_grad() or criterion.eval()."
+                )
+            return self.criterion(output, plain)
+        if isinstance(weights, float):
+            return self.criterion(output, plain) * weights
+        if len(weights) != len(output):
+            raise ValueError(
+                f"`target` must carry one weight for each of the {len(output)} outputs, got "
+                f"{len(weights)}. Give outputs and targets the same rows."
+            )
+        return weighted_loss(self.criterion, output, plain, weights)
+
+    def train(self, mode: bool = True) -> WeightedLoss:
+        super().train(mode)
+        if isinstance(self.criterion, nn.Module):
+            self.criterion.train(mode)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "criterion" not in self.__dict__:  # while it is being copied or unpickled
+                raise
+            return getattr(self.criterion, name)

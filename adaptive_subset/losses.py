@@ -1,0 +1,102 @@
+"""The loss of each sample, from any loss of a batch."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Criterion = Callable[..., Tensor]
+
+# Criteria that passed the check for coupled samples, and those that vmap cannot run.
+_independent: weakref.WeakSet[Any] = weakref.WeakSet()
+_unmappable: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def per_sample_losses(criterion: Criterion, output: Tensor, target: Tensor) -> Tensor:
+    """ℓ of shape (n,), differentiable in `output`: what each sample adds to a summed loss.
+
+    A criterion with a `reduction` (an attribute or an argument) is evaluated with "none", and what
+    is behind the batch dimension is added up; class weights and ignored labels are in ℓ then. Any
+    other one is evaluated on batches of one by `torch.func.vmap`, or in a loop where vmap cannot.
+    That samples do not depend on one another is checked when a criterion is first seen.
+
+    Args:
+        criterion: ``criterion(output, target)``, a module or a function; it is left as it is.
+        output: (n, …) what the model returns.
+        target: (n, …).
+
+    Raises:
+        ValueError: the criterion couples samples, or divides by something else than their number
+            and has no `reduction` to switch that off.
+    """
+    return unreduced_losses(criterion, output, target)[0]
+
+
+def unreduced_losses(criterion: Criterion, output: Tensor, target: Tensor) -> tuple[Tensor, int]:
+    """`per_sample_losses`, and the number of terms that a mean over all of them divides by."""
+    unreduced = _without_reduction(criterion)
+    losses = unreduced(output, target) if unreduced is not None else None
+    # Some have a `reduction` and return a scalar all the same.
+    if unreduced is None or losses is None or losses.shape[:1] != output.shape[:1]:
+        single = _one_by_one(criterion, output, target)
+        if len(output) > 1 and criterion not in _independent:
+            whole, expected = criterion(output, target).detach(), single.detach()
+            _check(criterion, whole, [expected.mean(), expected.sum()])
+        return single, len(single)
+    if len(output) > 1 and criterion not in _independent:
+        half = len(output) // 2
+        part = unreduced(output[:half].detach(), target[:half])
+        _check(criterion, part, [losses[:half].detach()])
+    return losses.flatten(1).sum(1) if losses.ndim > 1 else losses, losses.numel()
+
+
+def _without_reduction(criterion: Criterion) -> Criterion | None:
+    if hasattr(criterion, "reduction"):
+        twin = copy.copy(criterion)
+        twin.reduction = "none"  # type: ignore[attr-defined]
+        return twin
+    if not isinstance(criterion, torch.nn.Module) and "reduction" in _parameters(criterion):
+        return functools.partial(criterion, reduction="none")
+    return None
+
+
+def _parameters(function: Criterion) -> Any:
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:  # some builtins have no signature
+        return ()
+
+
+def _one_by_one(criterion: Criterion, output: Tensor, target: Tensor) -> Tensor:
+    def single(o: Tensor, t: Tensor) -> Tensor:
+        return criterion(o[None], t[None]).sum()
+
+    if criterion not in _unmappable:
+        try:
+            mapped: Tensor = torch.func.vmap(single, randomness="different")(output, target)
+            return mapped
+        except (RuntimeError, ValueError):  # scatter_, .item(), branches on values, …
+            single(output[0], target[0])  # what is wrong without vmap too is the user's to see
+            _unmappable.add(criterion)
+    return torch.stack([single(o, t) for o, t in zip(output, target, strict=True)])
+
+
+def _check(criterion: Criterion, found: Tensor, allowed: list[Tensor]) -> None:
+    tolerance = 1e-3 if found.dtype.itemsize < 4 or found.dtype == torch.float32 else 1e-6
+    if any(torch.allclose(found, value, tolerance, tolerance) for value in allowed):
+        _independent.add(criterion)
+        return
+    name = getattr(criterion, "__name__", type(criterion).__name__)
+    raise ValueError(
+        "`criterion` must be a sum or mean of losses that each depend on one sample, got "
+        f"{name}, whose value on a batch is another than that of its samples. A loss that couples "
+        "samples cannot be weighted; one that divides by class weights or ignores labels needs a "
+        "`reduction` attribute, as torch's own losses have."
+    )

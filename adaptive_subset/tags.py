@@ -1,0 +1,288 @@
+"""How a weight gets from the sampler to the loss: it travels with its index, then with its target.
+
+A weight that is kept beside the data (a queue, a "current batch") is silently wrong as soon as
+batches are reordered, skipped, split or read ahead. So the sampler yields indices that carry their
+weight, and the dataset turns the target of such an index into a tensor that carries it through
+collation, workers, pinning, device moves and row operations up to the loss.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+_NAMES = ("target", "targets", "label", "labels", "y")
+
+
+class TaggedIndex(int):
+    """An index with the weight of its sample; an ordinary int to everyone else.
+
+    Example:
+        >>> index = TaggedIndex(7, 0.5)
+        >>> index + 1, index.weight
+        (8, 0.5)
+    """
+
+    weight: float
+
+    def __new__(cls, index: int, weight: float) -> TaggedIndex:
+        tagged = super().__new__(cls, index)
+        tagged.weight = weight
+        return tagged
+
+    def __getnewargs__(self) -> tuple[int, float]:  # type: ignore[override]
+        return int(self), self.weight
+
+
+class WeightedTarget(Tensor):
+    """Targets that carry the weights of their samples.
+
+    Operations that keep, move, repeat or reorder rows (indexing, stacking, flipping, moving to a
+    device, one-hot coding, …) do the same to the weights. All others give a plain tensor, at which
+    `WeightedLoss` raises: a weight is right or missed, never somebody else's.
+
+    Attributes:
+        weights: (n,) float32 for a batch of n targets, a float for a single one; None after an
+            operation in place that may have exchanged rows.
+    """
+
+    weights: Tensor | float | None
+
+    @staticmethod
+    def __new__(cls, targets: Tensor, weights: Tensor | float) -> WeightedTarget:
+        tagged: WeightedTarget = Tensor._make_subclass(cls, targets)
+        tagged.weights = weights
+        return tagged
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **kwargs)
+            if func in _WRITES and any(isinstance(a, WeightedTarget) for a in args[1:]):
+                args[0].weights = None
+            if func in _ROW_OPERATIONS:
+                return _with_rows(func, args, kwargs, result)
+            if func in _SAME_ROWS and result is not args[0]:
+                weights = args[0].weights
+                if isinstance(weights, Tensor):
+                    weights = weights.to(result.device, non_blocking=True)
+                return result if weights is None else WeightedTarget(result, weights)
+        return result
+
+    def plain(self) -> Tensor:
+        """The targets without their weights."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.as_subclass(Tensor)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _rebuild, (self.plain(), self.weights)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WeightedTarget:
+        return _rebuild(self.plain().clone(), copy.deepcopy(self.weights, memo))
+
+
+def _rebuild(targets: Tensor, weights: Any) -> WeightedTarget:
+    return WeightedTarget(targets, weights)
+
+
+def _with_rows(func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> Any:
+    """Attach to `result` the weights of the rows that it consists of.
+
+    Which rows those are is found by applying the operation to row numbers instead of targets, so
+    that no operation needs a rule of its own.
+    """
+    first = args[0] if args else kwargs.get("tensors", kwargs.get("input"))
+    sources = list(first) if isinstance(first, (list, tuple)) else [first]
+    if any(not isinstance(s, WeightedTarget) or s.weights is None for s in sources):
+        return result
+    single = isinstance(sources[0].weights, float)
+    if any(isinstance(s.weights, float) != single for s in sources):
+        return result
+    if (
+        single
+        and func in _STACKS
+        and result.ndim == sources[0].ndim + 1
+        and _dim(args, kwargs) == 0
+    ):
+        # What collation does with every batch: worth a short cut.
+        return WeightedTarget(result, torch.tensor([s.weights for s in sources]))
+    if single:
+        return result
+    weights = torch.cat([s.weights for s in sources])
+    numbers = torch.arange(len(weights), device=sources[0].device)
+    rows = [
+        part.view(-1, *[1] * (s.ndim - 1)).expand(s.shape)
+        for part, s in zip(numbers.split([len(s) for s in sources]), sources, strict=True)
+    ]
+    kwargs = {name: value for name, value in kwargs.items() if name != "out"}
+    moved = func(rows if isinstance(first, (list, tuple)) else rows[0], *args[1:], **kwargs)
+    if isinstance(result, (tuple, list)):
+        pairs = zip(result, moved, strict=True)
+        return type(result)(_attach(part, ids, weights) for part, ids in pairs)
+    return _attach(result, moved, weights)
+
+
+def _attach(result: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    if rows.ndim == 0:
+        return WeightedTarget(result, float(weights[rows.to(weights.device)]))
+    flat = rows.reshape(len(rows), -1)
+    if flat.shape[1] == 0 or not torch.equal(flat, flat[:, :1].expand_as(flat)):
+        return result  # a row of the result mixes samples
+    return WeightedTarget(result, weights[flat[:, 0].to(weights.device)])
+
+
+def _dim(args: Sequence[Any], kwargs: dict[str, Any]) -> int:
+    return int(kwargs.get("dim", args[1] if len(args) > 1 else 0))
+
+
+_STACKS = {torch.stack}
+_ROW_OPERATIONS = {
+    *(torch.stack, torch.cat, torch.concat, torch.concatenate),
+    *(Tensor.__getitem__, Tensor.index_select, torch.index_select, Tensor.narrow, torch.narrow),
+    *(Tensor.flip, torch.flip, Tensor.roll, torch.roll, Tensor.repeat, Tensor.expand),
+    *(Tensor.repeat_interleave, torch.repeat_interleave),
+    *(Tensor.chunk, torch.chunk, Tensor.split, torch.split, Tensor.unbind, torch.unbind),
+    *(Tensor.view, Tensor.reshape, torch.reshape, Tensor.flatten, torch.flatten),
+    *(Tensor.squeeze, torch.squeeze, Tensor.unsqueeze, torch.unsqueeze),
+}
+_SAME_ROWS = {
+    *(Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.pin_memory, Tensor.type, Tensor.type_as),
+    *(Tensor.long, Tensor.int, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16),
+    *(Tensor.clone, torch.clone, Tensor.detach, Tensor.contiguous, F.one_hot),
+}
+_WRITES = {Tensor.__setitem__, Tensor.copy_}
+
+
+class TaggedDataset(Dataset[Any]):
+    """A map-style dataset whose targets carry the weight of the index that asked for them.
+
+    An ordinary index gives the item untouched. Other attributes (``classes``, ``transform``, …) are
+    those of the wrapped dataset.
+
+    Args:
+        dataset: items are tuples, mappings or objects that hold a numeric target.
+        target: position, key or attribute of the target. By default the second of a pair, or
+            the one field called target, targets, label, labels or y.
+
+    Raises:
+        TypeError: on access, where no target is found or it is not numeric.
+    """
+
+    def __init__(self, dataset: Any, target: int | str | None = None) -> None:
+        self.dataset = dataset
+        self.target = target
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        item = self.dataset[int(index) if isinstance(index, TaggedIndex) else index]
+        return self._tagged(item, index)
+
+    def __getitems__(self, indices: list[Any]) -> list[Any]:
+        if callable(fetch := getattr(self.dataset, "__getitems__", None)):
+            plain = [int(i) if isinstance(i, TaggedIndex) else i for i in indices]
+            return [self._tagged(*pair) for pair in zip(fetch(plain), indices, strict=True)]
+        return [self[index] for index in indices]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "dataset" not in vars(self):  # while it is being unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def _tagged(self, item: Any, index: Any) -> Any:
+        if not isinstance(index, TaggedIndex):
+            return item
+        key = target_key(item, self.target)
+        target = WeightedTarget(_tensor(_get(item, key), key), index.weight)
+        return _replaced(item, key, target)
+
+
+def split_batch(
+    batch: Any, target: int | str | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Inputs and target of a batch: positional arguments, keyword arguments, target.
+
+    The fields of a tuple are positional arguments of the model, those of a mapping or of an object
+    keyword arguments. `target` is as in `TaggedDataset`.
+
+    Example:
+        >>> split_batch({"pixels": 1, "label": 2})
+        ((), {'pixels': 1}, 2)
+    """
+    key = target_key(batch, target)
+    if isinstance(batch, (tuple, list)):
+        place = range(len(batch))[key]
+        return tuple(v for i, v in enumerate(batch) if i != place), {}, batch[place]
+    fields = batch if isinstance(batch, Mapping) else vars(batch)
+    return (), {name: value for name, value in fields.items() if name != key}, fields[key]
+
+
+def target_key(item: Any, target: int | str | None) -> Any:
+    """Where in `item` the target is: a position, key or attribute name.
+
+    Raises:
+        TypeError: it is not where `target` says, or not found without a hint.
+    """
+    if isinstance(item, (tuple, list)):
+        names: Sequence[Any] = range(-len(item), len(item))
+        guesses: Sequence[Any] = [1] if len(item) == 2 else []
+    else:
+        names = list(item) if isinstance(item, Mapping) else list(getattr(item, "__dict__", ()))
+        guesses = [name for name in _NAMES if name in names]
+    if target is not None and target in names:
+        return target
+    if target is None and len(guesses) == 1:
+        return guesses[0]
+    kind, size = type(item).__name__, len(item) if isinstance(item, (tuple, list)) else list(names)
+    got = f"a {kind} of {size}" if isinstance(size, int) else f"a {kind} with {size}"
+    raise TypeError(
+        "`target` must say where in an item of the dataset the target is, got "
+        f"target={target!r} for {got}. Pass the position, key or attribute: "
+        "Selector(..., target=...)."
+    )
+
+
+def _get(item: Any, key: Any) -> Any:
+    return item[key] if isinstance(item, (tuple, list, Mapping)) else getattr(item, key)
+
+
+def _replaced(item: Any, key: Any, value: Any) -> Any:
+    """A shallow copy of `item` with another target."""
+    if isinstance(item, tuple):
+        if len(item) == 2 and type(item) is tuple:  # nearly always
+            return (item[0], value) if key in (1, -1) else (value, item[1])
+        fields = list(item)
+        fields[key] = value
+        return item._make(fields) if hasattr(item, "_make") else tuple(fields)
+    changed = copy.copy(item)
+    if isinstance(item, (list, Mapping)):
+        changed[key] = value
+    else:
+        object.__setattr__(changed, key, value)
+    return changed
+
+
+def _tensor(value: Any, key: Any) -> Tensor:
+    """`value` as collation would make it: int64 for an int, float64 for a float."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, float) and not isinstance(value, np.generic):
+        return torch.tensor(value, dtype=torch.float64)
+    if isinstance(value, (bool, int, np.generic, np.ndarray)):
+        return torch.as_tensor(value)
+    raise TypeError(
+        f"`target` must lead to a number, array or tensor, got {type(value).__name__} at {key!r}. "
+        "Turn it into a number in the dataset (target_transform), or pass Selector(..., target=...)"
+        " with the position, key or attribute of the label."
+    )
