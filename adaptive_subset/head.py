@@ -215,7 +215,8 @@ class HeadRecorder:
                 input, masks its weight, …), so that ``δ ⊗ f`` would not be its gradient.
         """
         for (name, module), f, z in zip(self._heads.items(), features, outputs, strict=True):
-            weight, bias = module.weight, getattr(module, "bias", None)
+            weight: Any = module.weight
+            bias: Any = getattr(module, "bias", None)
             matrix = (
                 weight.flatten(1)
                 if bias is None

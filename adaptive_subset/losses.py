@@ -60,7 +60,7 @@ def unreduced_losses(criterion: Criterion, output: Tensor, target: Tensor) -> tu
 def _without_reduction(criterion: Criterion) -> Criterion | None:
     if hasattr(criterion, "reduction"):
         twin = copy.copy(criterion)
-        twin.reduction = "none"  # type: ignore[attr-defined]
+        twin.reduction = "none"
         return twin
     if not isinstance(criterion, torch.nn.Module) and "reduction" in _parameters(criterion):
         return functools.partial(criterion, reduction="none")

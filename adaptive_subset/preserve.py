@@ -34,7 +34,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 def preserved_random_state() -> Iterator[None]:
     """Python's, NumPy's and torch's global generators (CPU and CUDA) are restored on exit."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

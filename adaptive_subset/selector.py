@@ -80,7 +80,8 @@ class Selector:
                 "`strategy` must have `select`, `needs_gradients` and `batch_size`, got "
                 f"{strategy!r}. Pass an instance, such as GradMatch()."
             )
-        self.dataset = dataset
+        self.dataset: Dataset[Any] = dataset
+        self._size = len(dataset)
         self.strategy = strategy
         self.budget = _resolve_budget(len(dataset), fraction, budget, strategy.batch_size)
         self.criterion = criterion
@@ -91,10 +92,10 @@ class Selector:
         self.selection: Selection | None = None
         self._bound: Criterion | None = None
         self._pool = dataset if pool is None else pool
-        if isinstance(self._pool, Dataset) and len(self._pool) != len(dataset):  # type: ignore[arg-type]
+        if isinstance(self._pool, Dataset) and _length(self._pool) != self._size:
             raise ValueError(
-                f"`pool` must hold the {len(dataset)} samples of `dataset` in the same order, got "
-                f"{len(self._pool)}."  # type: ignore[arg-type]
+                f"`pool` must hold the {self._size} samples of `dataset` in the same order, got "
+                f"{_length(self._pool)}."
             )
         self._validation = validation
         self._loading = {"batch_size": batch_size, "num_workers": num_workers}
@@ -145,7 +146,7 @@ class Selector:
             "%d filled at random, %.2f s forward, %.2f s solver",
             epoch,
             len(self.selection),
-            len(self.dataset),  # type: ignore[arg-type]
+            self._size,
             "unknown"
             if self.selection.relative_error is None
             else f"{self.selection.relative_error:.4f}",
@@ -157,13 +158,13 @@ class Selector:
         return self.selection
 
     def _candidates(self, model: nn.Module) -> Candidates:
-        n = len(self.dataset)  # type: ignore[arg-type]
+        n = self._size
         if not self.strategy.needs_gradients:
             return Candidates(n)
         gradients, targets = self._gradients(model, self._pool, "pool", n)
         classes, validation = _labels(targets), None
         if self._validation is not None:
-            size = len(self._validation) if isinstance(self._validation, Dataset) else None  # type: ignore[arg-type]
+            size = _length(self._validation)
             rows, labels = self._gradients(model, self._validation, "validation", size)
             validation = Validation(rows, _labels(labels), n / len(rows))
             if (validation.classes is None) != (classes is None):
@@ -200,7 +201,7 @@ class Selector:
 
     def _check(self, choice: Choice) -> None:
         positions, weights = choice.positions, choice.weights
-        n = len(self.dataset)  # type: ignore[arg-type]
+        n = self._size
         problem = None
         if len(positions) != self.budget or len(weights) != self.budget:
             problem = f"{len(positions)} positions and {len(weights)} weights"
@@ -213,6 +214,11 @@ class Selector:
                 f"`strategy` must choose {self.budget} of {n} samples with finite weights of "
                 f"positive sum, got {problem} from {self.strategy!r}."
             )
+
+
+def _length(data: Any) -> int | None:
+    """Number of samples in a dataset; that of a loader's batches says nothing."""
+    return len(data) if isinstance(data, Dataset) and isinstance(data, Sized) else None
 
 
 def _resolve_budget(

@@ -56,7 +56,7 @@ class WeightedTarget(Tensor):
     weights: Tensor | float | None
 
     @staticmethod
-    def __new__(cls, targets: Tensor, weights: Tensor | float) -> WeightedTarget:
+    def __new__(cls, targets: Tensor, weights: Tensor | float | None) -> WeightedTarget:
         tagged: WeightedTarget = Tensor._make_subclass(cls, targets)
         tagged.weights = weights
         return tagged
@@ -85,14 +85,10 @@ class WeightedTarget(Tensor):
             return self.as_subclass(Tensor)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _rebuild, (self.plain(), self.weights)
+        return WeightedTarget, (self.plain(), self.weights)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WeightedTarget:
-        return _rebuild(self.plain().clone(), copy.deepcopy(self.weights, memo))
-
-
-def _rebuild(targets: Tensor, weights: Any) -> WeightedTarget:
-    return WeightedTarget(targets, weights)
+        return WeightedTarget(self.plain().clone(), copy.deepcopy(self.weights, memo))
 
 
 def _with_rows(func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> Any:
@@ -101,28 +97,23 @@ def _with_rows(func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: A
     Which rows those are is found by applying the operation to row numbers instead of targets, so
     that no operation needs a rule of its own.
     """
-    first = args[0] if args else kwargs.get("tensors", kwargs.get("input"))
-    sources = list(first) if isinstance(first, (list, tuple)) else [first]
+    first: Any = args[0] if args else kwargs.get("tensors", kwargs.get("input"))
+    sources: list[Any] = list(first) if isinstance(first, (list, tuple)) else [first]
     if any(not isinstance(s, WeightedTarget) or s.weights is None for s in sources):
         return result
     single = isinstance(sources[0].weights, float)
     if any(isinstance(s.weights, float) != single for s in sources):
         return result
-    if (
-        single
-        and func in _STACKS
-        and result.ndim == sources[0].ndim + 1
-        and _dim(args, kwargs) == 0
-    ):
-        # What collation does with every batch: worth a short cut.
-        return WeightedTarget(result, torch.tensor([s.weights for s in sources]))
     if single:
-        return result
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+        if func is not torch.stack or dim != 0:
+            return result
+        return WeightedTarget(result, torch.tensor([s.weights for s in sources]))
     weights = torch.cat([s.weights for s in sources])
     numbers = torch.arange(len(weights), device=sources[0].device)
     rows = [
         part.view(-1, *[1] * (s.ndim - 1)).expand(s.shape)
-        for part, s in zip(numbers.split([len(s) for s in sources]), sources, strict=True)
+        for part, s in zip(torch.split(numbers, list(map(len, sources))), sources, strict=True)
     ]
     kwargs = {name: value for name, value in kwargs.items() if name != "out"}
     moved = func(rows if isinstance(first, (list, tuple)) else rows[0], *args[1:], **kwargs)
@@ -141,17 +132,13 @@ def _attach(result: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     return WeightedTarget(result, weights[flat[:, 0].to(weights.device)])
 
 
-def _dim(args: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    return int(kwargs.get("dim", args[1] if len(args) > 1 else 0))
-
-
-_STACKS = {torch.stack}
 _ROW_OPERATIONS = {
     *(torch.stack, torch.cat, torch.concat, torch.concatenate),
     *(Tensor.__getitem__, Tensor.index_select, torch.index_select, Tensor.narrow, torch.narrow),
     *(Tensor.flip, torch.flip, Tensor.roll, torch.roll, Tensor.repeat, Tensor.expand),
     *(Tensor.repeat_interleave, torch.repeat_interleave),
     *(Tensor.chunk, torch.chunk, Tensor.split, torch.split, Tensor.unbind, torch.unbind),
+    *(Tensor.tensor_split, torch.tensor_split),
     *(Tensor.view, Tensor.reshape, torch.reshape, Tensor.flatten, torch.flatten),
     *(Tensor.squeeze, torch.squeeze, Tensor.unsqueeze, torch.unsqueeze),
 }

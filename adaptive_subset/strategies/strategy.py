@@ -74,7 +74,7 @@ class Candidates:
         labels, counts = torch.unique_consecutive(self.classes[order], return_counts=True)
         return [
             (members.cpu(), self._of_class(label, members))
-            for label, members in zip(labels, order.split(counts.tolist()), strict=True)
+            for label, members in zip(labels, torch.split(order, counts.tolist()), strict=True)
         ]
 
     def _of_class(self, label: Tensor, members: Tensor) -> Candidates:
@@ -85,8 +85,8 @@ class Candidates:
             validation = Validation(
                 validation.gradients[chosen], validation.classes[chosen], validation.scale
             )
-        gradients = self.gradients and self.gradients[members]
-        return Candidates(len(members), gradients, self.classes[members], validation)
+        assert self.classes is not None
+        return Candidates(len(members), self.atoms[members], self.classes[members], validation)
 
 
 @dataclass(frozen=True, eq=False)
