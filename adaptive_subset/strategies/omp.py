@@ -97,7 +97,7 @@ def omp(
         if len(fit.support) == budget or before <= tolerance * energy:
             break
         c = fit.correlations()
-        score = (c if nonnegative else c.abs()).add_(closed)
+        score = closed + (c if nonnegative else c.abs())
         best = int(score.argmax())
         noise = 100 * solved * float(weights.abs().sum()) if solved > ridge else 0.0
         if not float(score[best]) > max(least, noise):
@@ -108,14 +108,14 @@ def omp(
             weights, out = _make_feasible(fit, weights)
             closed[out] = 0.0
             dropped += len(out)
-            if out and before - float(fit.objective) <= 1e-16 * energy:
+            if out and before - float(fit.objective) <= 1e-15 * energy:
                 break
         elif solved > ridge:
             weights = fit.weights()
     weights = fit.weights().to(atoms.dtype)
     rest, rounded = b.clone(), weights.double()
     for index, weight in zip(fit.support, rounded, strict=True):
-        rest -= weight * atoms.dense(index)
+        rest -= weight * atoms.dense(index).double()
     residual = float(rest @ rest)
     objective = residual + ridge * float(rounded @ rounded)
     support = torch.tensor(fit.support, dtype=torch.int64, device=atoms.device)
@@ -251,14 +251,18 @@ class _Dual(_Fit):
     A Paⱼ = Gⱼ − V(σ ⊙ Vⱼ) with G = AAᵀ is appended as a column, scaled by 1/√s.
     """
 
+    def __init__(self, atoms: Atoms, target: Tensor, norms: Tensor, budget: int, ridge: float):
+        self.start = atoms.correlate(target.to(atoms.dtype)).double()
+        super().__init__(atoms, target, norms, budget, ridge)
+
     def clear(self) -> None:
         super().clear()
-        self.c = self.atoms.correlate(self.target.to(self.atoms.dtype)).double()
+        self.c = self.start.clone()
         self.columns = self.c.new_empty(self.budget, len(self.c))  # Vᵀ; grows where atoms dropped
         self.signs: list[float] = []
 
     def correlations(self) -> Tensor:
-        return self.c.clone()
+        return self.c
 
     def weights(self) -> Tensor:
         return (
