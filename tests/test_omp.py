@@ -146,7 +146,7 @@ def test_primal_and_dual_agree(n: int, d: int, k: int, relative: float, nonnegat
 
 
 @pytest.mark.parametrize(
-    ("k", "d", "form"), [(90, 10, "primal"), (5, 10, "dual"), (90, 5000, "dual")]
+    ("k", "d", "form"), [(90, 10, "primal"), (3, 10, "dual"), (90, 5000, "dual")]
 )
 def test_the_cheaper_form_is_chosen(k: int, d: int, form: str) -> None:
     class Counting(DenseAtoms):
@@ -309,6 +309,17 @@ def test_without_a_ridge_a_sparse_combination_is_recovered_and_nothing_else(
     order = result.support.argsort()
     assert result.support[order].tolist() == [5, 17, 60, 99]
     torch.testing.assert_close(result.weights[order].double(), true, rtol=1e-4, atol=1e-6)
+
+
+@both_signs
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_without_a_ridge_it_ends_near_d_atoms_with_next_to_no_residual(
+    nonnegative: bool, dtype: torch.dtype
+) -> None:
+    matrix, target = (t.to(dtype) for t in gaussian(600, 30, seed=13))
+    result = solve(matrix, target, 600, 0.0, nonnegative=nonnegative)
+    assert 25 <= len(result.support) <= 45
+    assert result.residual <= 1e-8 * float(target @ target)
 
 
 @both_forms
