@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import orthogonal_mp_gram
 from torch import Tensor
 
-from adaptive_subset.strategies.omp import Atoms, OMPResult, omp
+from adaptive_subset.strategies.omp import Atoms, OMPResult, _make_feasible, omp
 
 FORMS = ("primal", "dual")
 both_forms = pytest.mark.parametrize("form", FORMS)
@@ -294,6 +294,40 @@ def test_without_a_ridge_the_fit_is_least_squares_on_the_support(
     assert len(result.support) == 20
     expected = reference.ridge_weights(matrix[result.support].numpy(), target.numpy(), 0.0)
     np.testing.assert_allclose(result.weights.numpy(), expected, rtol=1e-5)
+
+
+@both_forms
+@pytest.mark.parametrize("seed", [10, 18, 26])
+def test_without_a_ridge_the_fit_stays_accurate_where_atoms_are_dropped(
+    seed: int, form: str
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(60, 20, generator=generator).double() + 1.5
+    target = 5 * torch.randn(20, generator=generator).double() + matrix.sum(dim=0)
+    result = solve(matrix, target, 18, 0.0, _form=form)
+    chosen = matrix[result.support].numpy()
+    assert result.dropped > 0
+    expected = reference.ridge_weights(chosen, target.numpy(), 0.0)
+    np.testing.assert_allclose(result.weights.numpy(), expected, atol=1e-5 * expected.max())
+
+
+def test_the_walk_towards_a_new_fit_ends_at_its_first_boundary() -> None:
+    """By hand: (1, 1, 0) → (−1, −½, 3) meets w₀ = 0 half way, at (0, ¼, 3/2); from there
+    (¼, 3/2) → (−1, −4½) meets w₁ = 0 after 1/5, w₂ = 0 only after 1/4."""
+
+    class Scripted:
+        support: list[int] = [0, 1, 2]  # noqa: RUF012
+        fits = iter(([-1.0, -0.5, 3.0], [-1.0, -4.5], [2.0]))
+
+        def weights(self) -> Tensor:
+            return torch.tensor(next(self.fits))
+
+        def remove(self, index: int) -> None:
+            self.support = [i for i in self.support if i != index]
+
+    weights, out = _make_feasible(Scripted(), torch.ones(2))  # type: ignore[arg-type]
+    assert out == [0, 1]
+    assert weights.tolist() == [2.0]
 
 
 @both_forms
