@@ -62,11 +62,12 @@ def omp(
     Deviations: weights are non-negative unless asked otherwise; the norm is squared; no atom is
     taken twice (under a ridge the correlation of a chosen one is λwᵢ, not 0). λ is raised to
     max(10⁻⁸, 8 machine epsilons) · mean ‖aᵢ‖² where it is smaller, so that λ = 0 means the limit;
-    correlations below 100 λ ‖w‖₁ then count as zero, since they are the floor's own doing.
+    correlations up to 10 λ max |w| then count as zero: those of S, λw, are the floor's own doing.
 
-    Cost of an atom: nd + 2d² in the primal form, about nk in the dual one, with d² + kd and nk
-    numbers of memory; the cheaper form is taken. Where λ < 3·10⁻⁵ mean ‖aᵢ‖² a dropped atom costs
-    as much as adding all the others again.
+    Cost of an atom, float64 counted twice: 4d² and one `correlate` in the primal form, about nk
+    and one `gram_column` in the dual one; the primal form is taken where 4d² <= nk, and then its
+    d² + kd numbers of memory are fewer than the other's nk. Where λ is below about
+    3·10⁻⁵ mean ‖aᵢ‖² a dropped atom costs as much as adding all the others again.
 
     Args:
         atoms: n vectors of length d, float32 or float64; the state is kept in float64.
@@ -87,7 +88,7 @@ def omp(
     n, d, b = len(atoms), atoms.dim, target.detach().to(torch.float64)
     budget, energy, mean = min(budget, n), float(b @ b), float(norms.sum()) / max(n, 1)
     solved = max(ridge, max(1e-8, 8 * torch.finfo(atoms.dtype).eps) * mean)  # λ with its floor
-    primal = _form == "primal" if _form else n * d + 2 * d * d <= n * budget
+    primal = _form == "primal" if _form else 4 * d * d <= n * budget
     fit = (_Primal if primal else _Dual)(atoms, b, norms, budget, solved)
     closed = torch.zeros_like(fit.correlations())  # −∞ where chosen
     least = 1e-13 * math.sqrt(float(norms.amax()) * energy) if mean else math.inf
@@ -97,9 +98,9 @@ def omp(
         if len(fit.support) == budget or before <= tolerance * energy:
             break
         c = fit.correlations()
-        score = (c if nonnegative else c.abs()).add_(closed)
+        score = closed + (c if nonnegative else c.abs())
         best = int(score.argmax())
-        noise = 100 * solved * float(weights.abs().sum()) if solved > ridge else 0.0
+        noise = 10 * solved * float(weights.abs().amax()) if len(weights) and solved > ridge else 0
         if not float(score[best]) > max(least, noise):
             break
         fit.add(best)
@@ -108,14 +109,14 @@ def omp(
             weights, out = _make_feasible(fit, weights)
             closed[out] = 0.0
             dropped += len(out)
-            if out and before - float(fit.objective) <= 1e-16 * energy:
-                break
+            if out and before - float(fit.objective) <= 1e-15 * energy:
+                break  # no progress beyond rounding: the only way to run in circles
         elif solved > ridge:
             weights = fit.weights()
     weights = fit.weights().to(atoms.dtype)
     rest, rounded = b.clone(), weights.double()
     for index, weight in zip(fit.support, rounded, strict=True):
-        rest -= weight * atoms.dense(index)
+        rest -= weight * atoms.dense(index).double()
     residual = float(rest @ rest)
     objective = residual + ridge * float(rounded @ rounded)
     support = torch.tensor(fit.support, dtype=torch.int64, device=atoms.device)
@@ -253,17 +254,16 @@ class _Dual(_Fit):
 
     def clear(self) -> None:
         super().clear()
-        self.c = self.atoms.correlate(self.target.to(self.atoms.dtype)).double()
-        self.columns = self.c.new_empty(self.budget, len(self.c))  # Vᵀ; grows where atoms dropped
+        self.c = self.atoms.correlate(self.target.to(self.atoms.dtype)).to(torch.float64, copy=True)
+        self.columns = self.c.new_empty(self.budget, len(self.c))  # Vᵀ; grows if atoms are dropped
         self.signs: list[float] = []
 
     def correlations(self) -> Tensor:
-        return self.c.clone()
+        return self.c
 
     def weights(self) -> Tensor:
-        return (
-            self.c[torch.tensor(self.support, device=self.c.device, dtype=torch.int64)] / self.ridge
-        )
+        support = torch.tensor(self.support, dtype=torch.int64, device=self.c.device)
+        return self.c[support] / self.ridge
 
     def _image(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         used = self.columns[: len(self.signs)]
