@@ -137,7 +137,7 @@ class _WeightedViews(nn.Module):
         self.splits = splits
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        views = output.view(self.splits, -1, output.shape[-1]).transpose(0, 1)
+        views = output.reshape(self.splits, -1, output.shape[-1]).transpose(0, 1)
         loss: Tensor = self.loss(views, target[: len(views)])
         return loss
 
