@@ -25,7 +25,7 @@ _FLAGS: dict[str, tuple[Any, str, str]] = {
 }
 
 # Options of train.py that no subset can go with, and why.
-_REFUSED = {
+REFUSED = {
     "naflex_loader": "it fills batches by tokens and takes no sampler. Train at a fixed size.",
     "train_img_sizes": "it fixes the batches in advance. Train at one image size.",
     "use_multi_epochs_loader": "it repeats its first sampler for ever. Leave it out.",
@@ -60,7 +60,7 @@ def strategy_of(args: argparse.Namespace) -> Strategy | None:
             "exactly one of --subset-fraction and --subset-budget must be given, got "
             f"{args.subset_fraction} and {args.subset_budget}"
         )
-    for option, reason in _REFUSED.items():
+    for option, reason in REFUSED.items():
         if getattr(args, option, None):
             flag = option.replace("_", "-")
             raise ValueError(f"--{flag} cannot go with a subset: {reason}")

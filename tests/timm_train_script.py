@@ -21,7 +21,7 @@ from timm.loss import (
 )
 from timm.models import create_model
 from timm.scheduler import create_scheduler_v2
-from timm.utils import init_distributed_device, random_seed
+from timm.utils import ParseKwargs, init_distributed_device, random_seed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -34,6 +34,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--data-dir")
 parser.add_argument("--dataset", default="")
 parser.add_argument("--model", default="resnet10t")
+parser.add_argument("--model-kwargs", nargs="*", default={}, action=ParseKwargs)
 parser.add_argument("--num-classes", type=int, default=4)
 parser.add_argument("--img-size", type=int, default=32)
 parser.add_argument("-b", "--batch-size", type=int, default=8)
@@ -79,7 +80,7 @@ def main():
     args.prefetcher = not args.no_prefetcher
     device = init_distributed_device(args)
     random_seed(args.seed, args.rank)
-    model = create_model(args.model, num_classes=args.num_classes).to(device)
+    model = create_model(args.model, num_classes=args.num_classes, **args.model_kwargs).to(device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9)
@@ -180,7 +181,7 @@ def main():
             row = {"epoch": epoch, "train_loss": loss, "eval_top1": accuracy}
             with open(folder / "summary.csv", "a") as file:
                 writer = csv.DictWriter(file, row)
-                if epoch == 0:
+                if file.tell() == 0:
                     writer.writeheader()
                 writer.writerow(row)
             state = {"state_dict": getattr(model, "module", model).state_dict()}
