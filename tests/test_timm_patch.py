@@ -317,11 +317,10 @@ def test_a_task_holds_the_weighted_criterion(flags):
 # What can only be seen close up.
 
 
-@pytest.mark.parametrize("mode", ["batch", "pair", "elem", "half, prefetcher only"])
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem", "half"])
 @pytest.mark.parametrize("prefetcher", [True, False])
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_mixed_weights(mode, prefetcher, kind):
-    mode = mode.split(",")[0]
     n, c = 8, 10
     options = {f"{kind}_alpha": 1.0, "mode": mode, "num_classes": c, "label_smoothing": 0.1}
     options.setdefault("mixup_alpha", 0.0)
