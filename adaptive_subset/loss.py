@@ -32,7 +32,7 @@ def weighted_loss(criterion: Criterion, output: Tensor, target: Tensor, weights:
         A scalar, or for ``reduction="none"`` the weighted losses in the criterion's shape.
     """
     reduced = criterion(output, target)
-    if getattr(criterion, "reduction", None) == "none":
+    if getattr(criterion, "reduction", None) == "none" and reduced.ndim > 0:
         return reduced * weights.to(reduced).view(-1, *[1] * (reduced.ndim - 1))
     losses, terms = unreduced_losses(criterion, output, target)
     total, plain = (weights.to(losses) * losses).sum(), losses.detach().sum()
