@@ -48,18 +48,28 @@ class WeightedTarget(Tensor):
     device, one-hot coding, …) do the same to the weights. All others give a plain tensor, at which
     `WeightedLoss` raises: a weight is right or missed, never somebody else's.
 
-    Attributes:
-        weights: (n,) float32 for a batch of n targets, a float for a single one; None after an
-            operation in place that may have exchanged rows.
+    Args:
+        targets: (n, …) of a batch, or of any shape for a single sample.
+        weights: (n,) float32 for a batch, a float for a single sample.
     """
 
-    weights: Tensor | float | None
+    _weights: Tensor | float | None
+    _writes: int
 
     @staticmethod
     def __new__(cls, targets: Tensor, weights: Tensor | float | None) -> WeightedTarget:
         tagged: WeightedTarget = Tensor._make_subclass(cls, targets)
-        tagged.weights = weights
+        tagged._weights = weights
+        tagged._writes = _writes(tagged)
         return tagged
+
+    @property
+    def weights(self) -> Tensor | float | None:
+        """The weights, or None once the targets were written to: rows may have been exchanged.
+
+        Setting targets to a number, such as an ignored label, keeps them.
+        """
+        return self._weights if self._writes == _writes(self) else None
 
     @classmethod
     def __torch_function__(
@@ -68,8 +78,8 @@ class WeightedTarget(Tensor):
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
-            if func in _WRITES and any(isinstance(a, WeightedTarget) for a in args[1:]):
-                args[0].weights = None
+            if func is Tensor.__setitem__ and isinstance(args[2], (int, float)):
+                args[0]._writes += 1
             if func in _ROW_OPERATIONS:
                 return _with_rows(func, args, kwargs, result)
             if func in _SAME_ROWS and result is not args[0]:
@@ -89,6 +99,12 @@ class WeightedTarget(Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WeightedTarget:
         return WeightedTarget(self.plain().clone(), copy.deepcopy(self.weights, memo))
+
+
+def _writes(targets: Tensor) -> int:
+    """Autograd's count of writes to the memory of `targets`, through whatever view."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return 0 if targets.is_inference() else targets._version
 
 
 def _with_rows(func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> Any:
@@ -147,7 +163,6 @@ _SAME_ROWS = {
     *(Tensor.long, Tensor.int, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16),
     *(Tensor.clone, torch.clone, Tensor.detach, Tensor.contiguous, F.one_hot),
 }
-_WRITES = {Tensor.__setitem__, Tensor.copy_}
 
 
 class TaggedDataset(Dataset[Any]):

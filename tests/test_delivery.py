@@ -300,6 +300,9 @@ LOUD: dict[str, Callable[[Tensor], Tensor]] = {
     "a new first dimension": lambda y: y.view(5, 1).expand(5, 5).T.reshape(5, 5)[0],
     "concatenating with plain labels": lambda y: torch.cat([y[:2], torch.zeros(3).long()]),
     "overwriting rows with others": lambda y: y.copy_(y.flip(0)),
+    "overwriting rows with plain ones": lambda y: y.copy_(torch.tensor([0, 0, 1, 2, 1])),
+    "assigning rows": lambda y: (y.__setitem__(slice(None), torch.tensor(y.tolist()[::-1])), y)[1],
+    "writing through a view": lambda y: (y[1:3].fill_(2), y)[1],
     "where": lambda y: torch.where(y > 1, 0, y),
 }
 
