@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -13,12 +13,10 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from adaptive_subset.gradients import FactoredGradients
 from adaptive_subset.head import Head, HeadRecorder, find_heads
-from adaptive_subset.losses import per_sample_losses
+from adaptive_subset.losses import Criterion, per_sample_losses
 from adaptive_subset.preserve import evaluating, preserved_random_state, unwrap
 from adaptive_subset.randomness import seeded
 from adaptive_subset.tags import split_batch
-
-Criterion = Callable[..., Tensor]
 
 
 def pool_loader(

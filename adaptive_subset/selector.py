@@ -13,7 +13,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from adaptive_subset.gradients import FactoredGradients
 from adaptive_subset.head import Head
-from adaptive_subset.pool import Criterion, last_layer_gradients, pool_loader
+from adaptive_subset.losses import Criterion
+from adaptive_subset.pool import last_layer_gradients, pool_loader
 from adaptive_subset.selection import Selection
 from adaptive_subset.strategies import Candidates, Choice, Strategy, Validation
 
