@@ -272,7 +272,7 @@ class _Dual(_Fit):
     def combine(self, weights: Tensor) -> Tensor:
         total = torch.zeros_like(self.target)
         for index, weight in zip(self.support, weights, strict=True):
-            total += weight * self.atoms.dense(index)
+            total += weight * self.atoms.dense(index).double()
         return total
 
     def _image(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
