@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
@@ -41,6 +42,26 @@ def pool_loader(
         pin_memory=torch.cuda.is_available(),
         generator=seeded(0),  # else the loader draws its workers' seeds from the global one
     )
+
+
+def varies(dataset: Any, target: int | str | None) -> bool:
+    """Whether the first items come out differently from one access to the next, as augmented."""
+
+    def inputs(index: int) -> list[Any]:
+        args, kwargs, _ = split_batch(dataset[index], target)
+        return [
+            torch.as_tensor(value)
+            for value in (*args, *kwargs.values())
+            if isinstance(value, (Tensor, np.ndarray))
+        ]
+
+    with preserved_random_state():
+        return any(
+            not torch.equal(first, again)
+            for index in range(min(4, len(dataset)))
+            for first, again in zip(inputs(index), inputs(index), strict=True)
+            if first.shape == again.shape
+        )
 
 
 def last_layer_gradients(

@@ -82,7 +82,7 @@ class WeightedTarget(Tensor):
                 args[0]._writes += 1
             if func in _ROW_OPERATIONS:
                 return _with_rows(func, args, kwargs, result)
-            if func in _SAME_ROWS and result is not args[0]:
+            if func in _SAME_ROWS and args and result is not args[0]:
                 weights = args[0].weights
                 if isinstance(weights, Tensor):
                     weights = weights.to(result.device, non_blocking=True)
