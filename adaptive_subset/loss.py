@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from adaptive_subset.losses import Criterion, unreduced_losses
 from adaptive_subset.tags import WeightedTarget
@@ -81,7 +82,8 @@ class WeightedLoss(nn.Module):
         if selector is not None:
             selector.bind_criterion(criterion)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    # As torch.compiler.disable, which would load the whole compiler at import.
+    @_disable_dynamo
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """The weighted loss of a batch; `output` (n, …), `target` (n, …) with weights (n,)."""
         weights = target.weights if isinstance(target, WeightedTarget) else None
