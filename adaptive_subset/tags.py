@@ -45,8 +45,9 @@ class WeightedTarget(Tensor):
     """Targets that carry the weights of their samples.
 
     Operations that keep, move, repeat or reorder rows (indexing, stacking, flipping, moving to a
-    device, one-hot coding, …) do the same to the weights. All others give a plain tensor, at which
-    `WeightedLoss` raises: a weight is right or missed, never somebody else's.
+    device, one-hot coding, arithmetic with a number, …) do the same to the weights. All others give
+    a plain tensor, at which `WeightedLoss` raises: a weight is right or missed, never that of
+    another sample.
 
     Args:
         targets: (n, …) of a batch, or of any shape for a single sample.
@@ -82,7 +83,9 @@ class WeightedTarget(Tensor):
                 args[0]._writes += 1
             if func in _ROW_OPERATIONS:
                 return _with_rows(func, args, kwargs, result)
-            if func in _SAME_ROWS and args and result is not args[0]:
+            numbers = all(isinstance(operand, (int, float)) for operand in args[1:])
+            same_rows = func in _SAME_ROWS or (func in _ARITHMETIC and numbers)
+            if same_rows and args and result is not args[0]:
                 weights = args[0].weights
                 if isinstance(weights, Tensor):
                     weights = weights.to(result.device, non_blocking=True)
@@ -162,6 +165,11 @@ _SAME_ROWS = {
     *(Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.pin_memory, Tensor.type, Tensor.type_as),
     *(Tensor.long, Tensor.int, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16),
     *(Tensor.clone, torch.clone, Tensor.detach, Tensor.contiguous, F.one_hot),
+}
+_ARITHMETIC = {  # with numbers; with another tensor it may mix rows
+    *(Tensor.add, Tensor.sub, Tensor.__rsub__, Tensor.mul, Tensor.div, Tensor.remainder),
+    *(Tensor.__eq__, Tensor.__ne__, Tensor.eq, Tensor.ne, Tensor.lt, Tensor.le, Tensor.gt),
+    *(Tensor.ge, Tensor.clamp),
 }
 
 

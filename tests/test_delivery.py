@@ -280,6 +280,9 @@ SHAPE_OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "view": lambda y: y.view(-1, 1).reshape(-1),
     "unsqueeze": lambda y: y.unsqueeze(1).squeeze(1),
     "flatten": lambda y: y[:, None].flatten(),
+    "counting from one": lambda y: (y + 1) - 1,
+    "one class against the rest": lambda y: (y == 2).long(),
+    "reversed labels": lambda y: 2 - y,
 }
 
 
@@ -294,6 +297,7 @@ def test_conversions_in_the_loop(name: str) -> None:
 
 LOUD: dict[str, Callable[[Tensor], Tensor]] = {
     "mixing labels": lambda y: 0.3 * F.one_hot(y, CLASSES) + 0.7 * F.one_hot(y.flip(0), CLASSES),
+    "adding labels": lambda y: (y + y.flip(0)) % CLASSES,
     "sorting": lambda y: y.sort().values,
     "through numpy": lambda y: torch.from_numpy(y.numpy()),
     "through a list": lambda y: torch.tensor(y.tolist()),
