@@ -171,6 +171,23 @@ def test_losses_that_couple_samples_are_refused(criterion: Any, target: Tensor) 
         per_sample_losses(criterion, OUTPUT, target)
 
 
+def test_a_batch_of_one_class_does_not_hide_class_weights() -> None:
+    criterion, alike = HiddenWeights(), torch.full((N,), 2)
+    per_sample_losses(criterion, OUTPUT, alike)
+    with pytest.raises(ValueError, match=r"`criterion` must be a sum or mean of losses"):
+        per_sample_losses(criterion, OUTPUT, LABELS)
+    with pytest.raises(ValueError, match=r"`criterion` must be a sum or mean of losses"):
+        per_sample_losses(criterion, OUTPUT, LABELS)
+
+
+def test_a_compiled_criterion_is_left_as_it_is() -> None:
+    criterion = nn.CrossEntropyLoss()
+    compiled = torch.compile(criterion, backend="eager")
+    found = weighted_loss(compiled, OUTPUT, LABELS, WEIGHTS)
+    assert criterion.reduction == "mean"
+    torch.testing.assert_close(found, weighted_loss(criterion, OUTPUT, LABELS, WEIGHTS))
+
+
 def test_the_criterion_is_left_as_it_is() -> None:
     criterion = nn.CrossEntropyLoss(CLASS_WEIGHTS)
     before = copy.deepcopy(criterion.__dict__)
