@@ -115,7 +115,7 @@ def last_layer_gradients(
         for batch in _with_progress(batches, progress):
             args, kwargs, y = split_batch(batch, target)
             args, kwargs = _to_model(args, place), _to_model(kwargs, place)
-            y = y.to(place.device, non_blocking=True)
+            y = torch.as_tensor(y).to(place.device, non_blocking=True)
             if recorder is None:
                 recorder = HeadRecorder(
                     find_heads(model, head, partial(_probe, model, args, kwargs))

@@ -191,7 +191,7 @@ class Selector:
     def _gradients(
         self, model: nn.Module, data: Dataset[Any] | Iterable[Any], name: str, size: int | None
     ) -> tuple[FactoredGradients, Tensor]:
-        criterion = self.criterion or self._bound
+        criterion = self._bound if self.criterion is None else self.criterion
         if criterion is None:
             raise RuntimeError(
                 "`criterion` must be known to compute gradients, got none. Pass criterion= to the "
