@@ -91,7 +91,8 @@ class FactoredGradients:
 
     def dense(self, index: int | Tensor) -> Tensor:
         """The gradient of one sample, of shape (d,)."""
-        return torch.cat([torch.outer(d[index], h[index]).flatten() for d, h in self.blocks])
+        parts = [torch.outer(d[index], h[index]).flatten() for d, h in self.blocks]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def gram_column(self, index: int | Tensor) -> Tensor:
         """``⟨gⱼ, gᵢ⟩`` for all j, of shape (n,)."""

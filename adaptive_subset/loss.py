@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from adaptive_subset.losses import Criterion, unreduced_losses
 from adaptive_subset.tags import WeightedTarget
@@ -32,7 +33,7 @@ def weighted_loss(criterion: Criterion, output: Tensor, target: Tensor, weights:
         A scalar, or for ``reduction="none"`` the weighted losses in the criterion's shape.
     """
     reduced = criterion(output, target)
-    if getattr(criterion, "reduction", None) == "none":
+    if getattr(criterion, "reduction", None) == "none" and reduced.ndim > 0:
         return reduced * weights.to(reduced).view(-1, *[1] * (reduced.ndim - 1))
     losses, terms = unreduced_losses(criterion, output, target)
     total, plain = (weights.to(losses) * losses).sum(), losses.detach().sum()
@@ -81,7 +82,8 @@ class WeightedLoss(nn.Module):
         if selector is not None:
             selector.bind_criterion(criterion)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    # As torch.compiler.disable, which would load the whole compiler at import.
+    @_disable_dynamo
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """The weighted loss of a batch; `output` (n, …), `target` (n, …) with weights (n,)."""
         weights = target.weights if isinstance(target, WeightedTarget) else None

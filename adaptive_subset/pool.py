@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from adaptive_subset.gradients import FactoredGradients
 from adaptive_subset.head import Head, HeadRecorder, find_heads
-from adaptive_subset.losses import per_sample_losses
+from adaptive_subset.losses import Criterion, per_sample_losses
 from adaptive_subset.preserve import evaluating, preserved_random_state, unwrap
 from adaptive_subset.randomness import seeded
 from adaptive_subset.tags import split_batch
-
-Criterion = Callable[..., Tensor]
 
 
 def pool_loader(
@@ -43,6 +42,26 @@ def pool_loader(
         pin_memory=torch.cuda.is_available(),
         generator=seeded(0),  # else the loader draws its workers' seeds from the global one
     )
+
+
+def varies(dataset: Any, target: int | str | None) -> bool:
+    """Whether the first items come out differently from one access to the next, as augmented."""
+
+    def inputs(index: int) -> list[Any]:
+        args, kwargs, _ = split_batch(dataset[index], target)
+        return [
+            torch.as_tensor(value)
+            for value in (*args, *kwargs.values())
+            if isinstance(value, (Tensor, np.ndarray))
+        ]
+
+    with preserved_random_state():
+        return any(
+            not torch.equal(first, again)
+            for index in range(min(4, len(dataset)))
+            for first, again in zip(inputs(index), inputs(index), strict=True)
+            if first.shape == again.shape
+        )
 
 
 def last_layer_gradients(
@@ -96,7 +115,7 @@ def last_layer_gradients(
         for batch in _with_progress(batches, progress):
             args, kwargs, y = split_batch(batch, target)
             args, kwargs = _to_model(args, place), _to_model(kwargs, place)
-            y = y.to(place.device, non_blocking=True)
+            y = torch.as_tensor(y).to(place.device, non_blocking=True)
             if recorder is None:
                 recorder = HeadRecorder(
                     find_heads(model, head, partial(_probe, model, args, kwargs))

@@ -215,7 +215,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
     def _warn_if_wasteful(self) -> None:
         spent = sum(entry["forward_seconds"] + entry["solver_seconds"] for entry in self.history)
         saved = self._train_seconds * (len(self.dataset) / self.selector.budget - 1)
-        if len(self.history) == 2 and spent > saved:
+        if len(self.history) > 1 and spent > saved:
             warnings.warn(
                 f"selections have taken {spent:.1f} s so far, more than the {saved:.1f} s that the "
                 f"smaller epochs saved. Select less often (every={self.every}), speed up the pass "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Iterable, Sized
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from adaptive_subset.gradients import FactoredGradients
 from adaptive_subset.head import Head
-from adaptive_subset.pool import Criterion, last_layer_gradients, pool_loader
+from adaptive_subset.losses import Criterion
+from adaptive_subset.pool import last_layer_gradients, pool_loader, varies
 from adaptive_subset.selection import Selection
 from adaptive_subset.strategies import Candidates, Choice, Strategy, Validation
 
@@ -35,7 +37,8 @@ class Selector:
             that holds this selector.
         pool: what gradients are computed on, sample by sample the same as `dataset`: a twin
             without random augmentation, or any iterable of batches in the order of the dataset
-            (a DataLoader, timm's loader). By default `dataset` itself.
+            (a DataLoader, timm's loader). By default `dataset` itself, with a warning if it is
+            augmented at random.
         validation: a dataset or iterable of batches whose gradient is matched instead of that of
             the pool (`isValid` in the paper's Algorithm 1), for imbalanced or noisy training data.
         head: the last layer, a module or its name, or a list of them; found by itself where the
@@ -161,6 +164,17 @@ class Selector:
         n = self._size
         if not self.strategy.needs_gradients:
             return Candidates(n)
+        if (
+            self._pool is self.dataset
+            and self.selection is None
+            and varies(self.dataset, self.target)
+        ):
+            warnings.warn(
+                "`dataset` gives another input each time an index is read, so selections match the "
+                "gradients of augmented samples that training will not see again. Pass the same "
+                "data without random transforms: Selector(..., pool=...).",
+                stacklevel=4,
+            )
         gradients, targets = self._gradients(model, self._pool, "pool", n)
         classes, validation = _labels(targets), None
         if self._validation is not None:
@@ -177,7 +191,7 @@ class Selector:
     def _gradients(
         self, model: nn.Module, data: Dataset[Any] | Iterable[Any], name: str, size: int | None
     ) -> tuple[FactoredGradients, Tensor]:
-        criterion = self.criterion or self._bound
+        criterion = self._bound if self.criterion is None else self.criterion
         if criterion is None:
             raise RuntimeError(
                 "`criterion` must be known to compute gradients, got none. Pass criterion= to the "

@@ -45,21 +45,32 @@ class WeightedTarget(Tensor):
     """Targets that carry the weights of their samples.
 
     Operations that keep, move, repeat or reorder rows (indexing, stacking, flipping, moving to a
-    device, one-hot coding, …) do the same to the weights. All others give a plain tensor, at which
-    `WeightedLoss` raises: a weight is right or missed, never somebody else's.
+    device, one-hot coding, arithmetic with a number, …) do the same to the weights. All others give
+    a plain tensor, at which `WeightedLoss` raises: a weight is right or missed, never that of
+    another sample.
 
-    Attributes:
-        weights: (n,) float32 for a batch of n targets, a float for a single one; None after an
-            operation in place that may have exchanged rows.
+    Args:
+        targets: (n, …) of a batch, or of any shape for a single sample.
+        weights: (n,) float32 for a batch, a float for a single sample.
     """
 
-    weights: Tensor | float | None
+    _weights: Tensor | float | None
+    _writes: int
 
     @staticmethod
     def __new__(cls, targets: Tensor, weights: Tensor | float | None) -> WeightedTarget:
         tagged: WeightedTarget = Tensor._make_subclass(cls, targets)
-        tagged.weights = weights
+        tagged._weights = weights
+        tagged._writes = _writes(tagged)
         return tagged
+
+    @property
+    def weights(self) -> Tensor | float | None:
+        """The weights, or None once the targets were written to: rows may have been exchanged.
+
+        Setting targets to a number, such as an ignored label, keeps them.
+        """
+        return self._weights if self._writes == _writes(self) else None
 
     @classmethod
     def __torch_function__(
@@ -68,11 +79,13 @@ class WeightedTarget(Tensor):
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
-            if func in _WRITES and any(isinstance(a, WeightedTarget) for a in args[1:]):
-                args[0].weights = None
+            if func is Tensor.__setitem__ and isinstance(args[2], (int, float)):
+                args[0]._writes += 1
             if func in _ROW_OPERATIONS:
                 return _with_rows(func, args, kwargs, result)
-            if func in _SAME_ROWS and result is not args[0]:
+            numbers = all(isinstance(operand, (int, float)) for operand in args[1:])
+            same_rows = func in _SAME_ROWS or (func in _ARITHMETIC and numbers)
+            if same_rows and args and result is not args[0]:
                 weights = args[0].weights
                 if isinstance(weights, Tensor):
                     weights = weights.to(result.device, non_blocking=True)
@@ -85,10 +98,27 @@ class WeightedTarget(Tensor):
             return self.as_subclass(Tensor)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return WeightedTarget, (self.plain(), self.weights)
+        # Weights go by value: shared memory of their own would cost a file handle a batch.
+        weights = self.weights
+        values = weights.tolist() if isinstance(weights, Tensor) else weights
+        return _rebuild, (self.plain(), values)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WeightedTarget:
         return WeightedTarget(self.plain().clone(), copy.deepcopy(self.weights, memo))
+
+
+def _rebuild(targets: Tensor, values: list[float] | float | None) -> WeightedTarget:
+    weights = torch.tensor(values, device=targets.device) if isinstance(values, list) else values
+    return WeightedTarget(targets, weights)
+
+
+def _writes(targets: Tensor) -> int:
+    """Autograd's count of writes to the memory of `targets`, through whatever view."""
+    with torch._C.DisableTorchFunctionSubclass():
+        try:
+            return targets._version
+        except RuntimeError:  # tensors of inference mode do not count
+            return 0
 
 
 def _with_rows(func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> Any:
@@ -147,7 +177,11 @@ _SAME_ROWS = {
     *(Tensor.long, Tensor.int, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16),
     *(Tensor.clone, torch.clone, Tensor.detach, Tensor.contiguous, F.one_hot),
 }
-_WRITES = {Tensor.__setitem__, Tensor.copy_}
+_ARITHMETIC = {  # with numbers; with another tensor it may mix rows
+    *(Tensor.add, Tensor.sub, Tensor.__rsub__, Tensor.mul, Tensor.div, Tensor.remainder),
+    *(Tensor.__eq__, Tensor.__ne__, Tensor.eq, Tensor.ne, Tensor.lt, Tensor.le, Tensor.gt),
+    *(Tensor.ge, Tensor.clamp),
+}
 
 
 class TaggedDataset(Dataset[Any]):
@@ -173,26 +207,29 @@ class TaggedDataset(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, index: Any) -> Any:
-        item = self.dataset[int(index) if isinstance(index, TaggedIndex) else index]
-        return self._tagged(item, index)
+        return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[Any]) -> list[Any]:
+        plain = [int(i) if isinstance(i, TaggedIndex) else i for i in indices]
         if callable(fetch := getattr(self.dataset, "__getitems__", None)):
-            plain = [int(i) if isinstance(i, TaggedIndex) else i for i in indices]
-            return [self._tagged(*pair) for pair in zip(fetch(plain), indices, strict=True)]
-        return [self[index] for index in indices]
+            items = fetch(plain)
+        else:
+            items = [self.dataset[i] for i in plain]
+        return [
+            self._tagged(item, index.weight) if isinstance(index, TaggedIndex) else item
+            for item, index in zip(items, indices, strict=True)
+        ]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "dataset" not in vars(self):  # while it is being unpickled
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
-    def _tagged(self, item: Any, index: Any) -> Any:
-        if not isinstance(index, TaggedIndex):
-            return item
+    def _tagged(self, item: Any, weight: float) -> Any:
+        if self.target is None and type(item) is tuple and len(item) == 2:  # nearly always
+            return item[0], WeightedTarget(_tensor(item[1], 1), weight)
         key = target_key(item, self.target)
-        target = WeightedTarget(_tensor(_get(item, key), key), index.weight)
-        return _replaced(item, key, target)
+        return _replaced(item, key, WeightedTarget(_tensor(_get(item, key), key), weight))
 
 
 def split_batch(
@@ -247,8 +284,6 @@ def _get(item: Any, key: Any) -> Any:
 def _replaced(item: Any, key: Any, value: Any) -> Any:
     """A shallow copy of `item` with another target."""
     if isinstance(item, tuple):
-        if len(item) == 2 and type(item) is tuple:  # nearly always
-            return (item[0], value) if key in (1, -1) else (value, item[1])
         fields = list(item)
         fields[key] = value
         return item._make(fields) if hasattr(item, "_make") else tuple(fields)
@@ -262,6 +297,8 @@ def _replaced(item: Any, key: Any, value: Any) -> Any:
 
 def _tensor(value: Any, key: Any) -> Tensor:
     """`value` as collation would make it: int64 for an int, float64 for a float."""
+    if type(value) is int:
+        return torch.tensor(value)
     if isinstance(value, Tensor):
         return value
     if isinstance(value, float) and not isinstance(value, np.generic):

@@ -170,7 +170,9 @@ def main(arguments: list[str] | None = None) -> None:
             console.print(f"{name}: {run['accuracy']:.2%} in {run['seconds']:.1f} s {note}")
 
     amount = f"{100 * options.fraction:.3g} % of {len(images.train):,} images"
-    title = f"{options.data}, {options.model}, {options.epochs} epochs; subsets: {amount}"
+    title = (
+        f"{Path(options.data).name}, {options.model}, {options.epochs} epochs; subsets: {amount}"
+    )
     results = {"settings": settings, "seeds": options.seeds, "environment": environment}
     report.write_json(options.out / "results.json", results | {"runs": runs})
     report.plot(runs, title, options.out / "accuracy.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ def _run(rank: int, folder: str, scenario: str) -> None:
     except Exception as error:
         result = repr(error)
     torch.save(result, f"{folder}/{rank}")
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # gloo's threads may abort an interpreter that is shut down in order
 
 
 def _outcomes(folder: Path, scenario: str) -> list[Any]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +13,7 @@ from sklearn.linear_model import orthogonal_mp_gram
 from torch import Tensor
 
 from adaptive_subset.strategies.omp import Atoms, OMPResult, _make_feasible, omp
+from tests import reference
 
 FORMS = ("primal", "dual")
 both_forms = pytest.mark.parametrize("form", FORMS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import warnings
 from typing import Any
 
 import pytest
@@ -168,6 +170,28 @@ def test_gradients_come_from_the_pool(twin: Any) -> None:
     options = {"fraction": 0.25, "criterion": nn.CrossEntropyLoss()}
     selection = Selector(Augmented(), GradMatch(), pool=twin, **options).select(model, 0)
     assert torch.equal(selection.indices, make().select(model, 0).indices)
+
+
+def test_an_augmented_dataset_without_a_twin_is_reported() -> None:
+    options = {"fraction": 0.25, "criterion": nn.CrossEntropyLoss()}
+    selector = Selector(Augmented(), GradMatch(), **options)
+    with pytest.warns(UserWarning, match=r"another input each time.*pool="):
+        selector.select(models.mlp(), 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        selector.select(models.mlp(), 1)  # once is enough
+        make().select(models.mlp(), 0)
+
+
+def test_a_progress_bar_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    make(progress=True).select(models.mlp(), 0)
+    assert "gradients" in capsys.readouterr().err
+
+
+def test_a_missing_progress_bar_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(ImportError, match=r"adaptive-subset\[progress\]"):
+        make(progress=True).select(models.mlp(), 0)
 
 
 def test_a_loader_that_drops_samples_is_no_pool() -> None:

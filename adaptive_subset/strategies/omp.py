@@ -114,9 +114,8 @@ def omp(
         elif solved > ridge:
             weights = fit.weights()
     weights = fit.weights().to(atoms.dtype)
-    rest, rounded = b.clone(), weights.double()
-    for index, weight in zip(fit.support, rounded, strict=True):
-        rest -= weight * atoms.dense(index).double()
+    rounded = weights.double()
+    rest = b - fit.combine(rounded)
     residual = float(rest @ rest)
     objective = residual + ridge * float(rounded @ rounded)
     support = torch.tensor(fit.support, dtype=torch.int64, device=atoms.device)
@@ -212,6 +211,8 @@ class _Fit(ABC):
     @abstractmethod
     def weights(self) -> Tensor: ...
     @abstractmethod
+    def combine(self, weights: Tensor) -> Tensor: ...  # A_Sᵀw (d,)
+    @abstractmethod
     def _image(self, index: int) -> tuple[Tensor, Tensor, Tensor]: ...
     @abstractmethod
     def _apply(self, index: int, image: Tensor, step: Tensor, sign: int) -> None: ...
@@ -231,6 +232,9 @@ class _Primal(_Fit):
 
     def weights(self) -> Tensor:
         return self.rows[: len(self.support)] @ self.residual / self.ridge
+
+    def combine(self, weights: Tensor) -> Tensor:
+        return weights @ self.rows[: len(self.support)]
 
     def _image(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         row = self.rows[self.support.index(index)]
@@ -264,6 +268,12 @@ class _Dual(_Fit):
     def weights(self) -> Tensor:
         support = torch.tensor(self.support, dtype=torch.int64, device=self.c.device)
         return self.c[support] / self.ridge
+
+    def combine(self, weights: Tensor) -> Tensor:
+        total = torch.zeros_like(self.target)
+        for index, weight in zip(self.support, weights, strict=True):
+            total += weight * self.atoms.dense(index).double()
+        return total
 
     def _image(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         used = self.columns[: len(self.signs)]
