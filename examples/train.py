@@ -90,7 +90,9 @@ def train(method: str, images: data.Data, options: argparse.Namespace, seed: int
         loader = DataLoader(sampler.dataset, sampler=sampler, **loading)
         criterion = WeightedLoss(nn.CrossEntropyLoss(), sampler.selector)
 
-    optimizer = torch.optim.SGD(model.parameters(), options.lr, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(
+        model.parameters(), options.lr, momentum=0.9, weight_decay=options.weight_decay
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs)
     seconds, curve = 0.0, []
     meter = energy.Meter() if options.energy else None
@@ -207,6 +209,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--epochs", type=int, default=100, help="epochs of every method (100)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
     add("--lr", type=float, default=0.01, help="learning rate at the start (0.01)")
+    add("--weight-decay", type=float, default=5e-4, help="(5e-4)")
     add("--batch-size", type=int, help="(128; 32 for digits)")
     add("--model", choices=models.NAMES, help="(by the size of the images)")
     add("--device", default="auto", help="(cuda where there is one, else cpu)")
