@@ -217,7 +217,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
         saved = self._train_seconds * (len(self.dataset) / self.selector.budget - 1)
         if len(self.history) > 1 and spent > saved:
             warnings.warn(
-                f"selections have taken {spent:.1f} s so far, more than the {saved:.1f} s that the "
+                f"selections have taken {spent:.3g} s so far, more than the {saved:.3g} s that the "
                 f"smaller epochs saved. Select less often (every={self.every}), speed up the pass "
                 "over the pool (batch_size=, num_workers=) or choose a strategy without gradients.",
                 stacklevel=3,
@@ -228,6 +228,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
             "samples": len(self.dataset),
             "budget": self.selector.budget,
             "strategy": repr(self.selector.strategy),
+            "pool_fraction": self.selector.pool_fraction,
             "every": self.every,
             "warm_epochs": self.warm_epochs,
             "weighting": self.weighting,

@@ -21,8 +21,9 @@ class Selection:
     Args:
         indices: (k,) int64 on the CPU, indices into the dataset. Where `batch_size` is set they
             come in groups of that size, each group one chosen mini-batch.
-        weights: (k,) float32 on the CPU, ``≥ 0``, in units of samples: ``Σ wᵢ gᵢ ≈ b``, so that
-            ``Σ w`` is about ``n``. Training uses `loss_weights`, which have mean one.
+        weights: (k,) float32 on the CPU, ``≥ 0``, in units of samples: ``Σ wᵢ gᵢ ≈ b``. ``Σ w`` is
+            n for strategies that count samples; matching gradients needs less where the chosen
+            ones are larger. Training uses `loss_weights`, which have mean one.
         epoch: the epoch for which the selection was made.
         batch_size: size of the chosen mini-batches, None where single samples were chosen.
         objective: the strategy's own objective at the solution, None where it has none.

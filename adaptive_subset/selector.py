@@ -6,16 +6,17 @@ import logging
 import time
 import warnings
 from collections.abc import Iterable, Sized
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
 from adaptive_subset.gradients import FactoredGradients
 from adaptive_subset.head import Head
 from adaptive_subset.losses import Criterion
 from adaptive_subset.pool import last_layer_gradients, pool_loader, varies
+from adaptive_subset.randomness import seeded
 from adaptive_subset.selection import Selection
 from adaptive_subset.strategies import Candidates, Choice, Strategy, Validation
 
@@ -39,6 +40,8 @@ class Selector:
             without random augmentation, or any iterable of batches in the order of the dataset
             (a DataLoader, timm's loader). By default `dataset` itself, with a warning if it is
             augmented at random.
+        pool_fraction: share of the pool that a selection looks at, drawn afresh at each one. The
+            pass costs that much less, or can come that much more often.
         validation: a dataset or iterable of batches whose gradient is matched instead of that of
             the pool (`isValid` in the paper's Algorithm 1), for imbalanced or noisy training data.
         head: the last layer, a module or its name, or a list of them; found by itself where the
@@ -65,6 +68,7 @@ class Selector:
         budget: int | None = None,
         criterion: Criterion | None = None,
         pool: Dataset[Any] | Iterable[Any] | None = None,
+        pool_fraction: float = 1.0,
         validation: Dataset[Any] | Iterable[Any] | None = None,
         head: Head | None = None,
         target: int | str | None = None,
@@ -100,6 +104,8 @@ class Selector:
                 f"`pool` must hold the {self._size} samples of `dataset` in the same order, got "
                 f"{_length(self._pool)}."
             )
+        self.pool_fraction = pool_fraction
+        self._check_pool_fraction()
         self._validation = validation
         self._loading = {"batch_size": batch_size, "num_workers": num_workers}
 
@@ -128,13 +134,13 @@ class Selector:
                 `last_layer_gradients`.
         """
         start = time.perf_counter()
-        candidates = self._candidates(model)
+        indices, candidates = self._candidates(model, epoch)
         forward_seconds = time.perf_counter() - start
         choice = self.strategy.select(candidates, self.budget, seed=self.seed, epoch=epoch)
-        self._check(choice)
-        weights = choice.weights.detach().to("cpu", torch.float32)
+        self._check(choice, candidates.n)
+        weights = choice.weights.detach().to("cpu", torch.float32) * (self._size / candidates.n)
         self.selection = Selection(
-            indices=choice.positions.cpu(),
+            indices=indices[choice.positions.cpu()],
             weights=weights,
             epoch=epoch,
             batch_size=choice.batch_size,
@@ -160,10 +166,16 @@ class Selector:
         )
         return self.selection
 
-    def _candidates(self, model: nn.Module) -> Candidates:
-        n = self._size
+    def _candidates(self, model: nn.Module, epoch: int) -> tuple[Tensor, Candidates]:
+        """What to choose from, and the indices in the dataset that its positions stand for."""
+        indices, pool, n = torch.arange(self._size), self._pool, self._size
         if not self.strategy.needs_gradients:
-            return Candidates(n)
+            return indices, Candidates(n)
+        if self.pool_fraction < 1:
+            n = round(self.pool_fraction * n)
+            order = torch.randperm(self._size, generator=seeded(self.seed, epoch))
+            indices = order[:n].sort().values
+            pool = Subset(cast("Dataset[Any]", pool), indices.tolist())
         if (
             self._pool is self.dataset
             and self.selection is None
@@ -175,7 +187,7 @@ class Selector:
                 "data without random transforms: Selector(..., pool=...).",
                 stacklevel=4,
             )
-        gradients, targets = self._gradients(model, self._pool, "pool", n)
+        gradients, targets = self._gradients(model, pool, "pool", n)
         classes, validation = _labels(targets), None
         if self._validation is not None:
             size = _length(self._validation)
@@ -186,7 +198,7 @@ class Selector:
                     "`validation` must have class labels exactly where the pool has them, got "
                     f"targets of shape {tuple(labels.shape)} and {tuple(targets.shape)}."
                 )
-        return Candidates(n, gradients, classes, validation)
+        return indices, Candidates(n, gradients, classes, validation)
 
     def _gradients(
         self, model: nn.Module, data: Dataset[Any] | Iterable[Any], name: str, size: int | None
@@ -213,9 +225,30 @@ class Selector:
             )
         return gradients, targets
 
-    def _check(self, choice: Choice) -> None:
+    def _check_pool_fraction(self) -> None:
+        share = self.pool_fraction
+        if not 0 < share <= 1:
+            raise ValueError(f"`pool_fraction` must be in (0, 1], got {share}.")
+        if share == 1:
+            return
+        if not self.strategy.needs_gradients:
+            raise ValueError(
+                f"`pool_fraction` must be 1 for a strategy that makes no pass over the pool, got "
+                f"{share} for {self.strategy!r}."
+            )
+        if not isinstance(self._pool, Dataset):
+            raise ValueError(
+                f"`pool` must be a dataset with access by index to draw a `pool_fraction` of "
+                f"{share} from, got a {type(self._pool).__name__}. Pass its dataset."
+            )
+        if round(share * self._size) < self.budget:
+            raise ValueError(
+                f"`pool_fraction` must leave at least the budget of {self.budget} samples to "
+                f"choose from, got {share}, which leaves {round(share * self._size)}."
+            )
+
+    def _check(self, choice: Choice, n: int) -> None:
         positions, weights = choice.positions, choice.weights
-        n = self._size
         problem = None
         if len(positions) != self.budget or len(weights) != self.budget:
             problem = f"{len(positions)} positions and {len(weights)} weights"

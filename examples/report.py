@@ -21,14 +21,17 @@ Runs = dict[str, list[dict[str, Any]]]  # method -> the results of its seeds
 
 
 def table(runs: Runs, title: str) -> Table:
-    """One row a method: accuracy and times, as means over the seeds."""
+    """One row a method: accuracy, times and energy if measured, as means over the seeds."""
     result = Table(title=title)
-    for column in ("method", "test accuracy", "training time", "speed-up", "of it selecting"):
+    columns = ["method", "test accuracy", "training time", "speed-up", "of it selecting"]
+    measured = all(run["joules"] is not None for results in runs.values() for run in results)
+    for column in [*columns, "energy"] if measured else columns:
         result.add_column(column, justify="left" if column == "method" else "right")
     full_seconds = mean(run["seconds"] for run in runs["full"]) if "full" in runs else None
     for method, results in runs.items():
         accuracies = [100 * run["accuracy"] for run in results]
         seconds = mean(run["seconds"] for run in results)
+        energy = [f"{mean(run['joules'] for run in results):.0f} J"] if measured else []
         result.add_row(
             method,
             f"{mean(accuracies):.2f} ± {stdev(accuracies):.2f} %"
@@ -37,6 +40,7 @@ def table(runs: Runs, title: str) -> Table:
             f"{seconds:.1f} s",
             f"{full_seconds / seconds:.1f} ×" if full_seconds else "–",
             f"{mean(run['selection_seconds'] for run in results):.2f} s",
+            *energy,
         )
     return result
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import data
+import energy
 import models
 import torch
 from torch import Tensor, nn
@@ -89,11 +90,16 @@ def train(method: str, images: data.Data, options: argparse.Namespace, seed: int
         loader = DataLoader(sampler.dataset, sampler=sampler, **loading)
         criterion = WeightedLoss(nn.CrossEntropyLoss(), sampler.selector)
 
-    optimizer = torch.optim.SGD(model.parameters(), options.lr, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(
+        model.parameters(), options.lr, momentum=0.9, weight_decay=options.weight_decay
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs)
     seconds, curve = 0.0, []
+    meter = energy.Meter() if options.energy else None
     for epoch in range(options.epochs):
         start = clock(device)
+        if meter is not None:
+            meter.start()
         model.train()
         if sampler is not None:
             sampler.maybe_reselect(model, epoch)
@@ -104,6 +110,8 @@ def train(method: str, images: data.Data, options: argparse.Namespace, seed: int
             optimizer.step()
         schedule.step()
         seconds += clock(device) - start
+        if meter is not None:
+            meter.stop()
         if (epoch + 1) % max(1, options.epochs // 20) == 0 or epoch + 1 == options.epochs:
             reached = accuracy(model, images.test, device)
             curve.append({"epoch": epoch + 1, "seconds": seconds, "accuracy": reached})
@@ -112,6 +120,7 @@ def train(method: str, images: data.Data, options: argparse.Namespace, seed: int
     return {
         "accuracy": curve[-1]["accuracy"],
         "seconds": seconds,
+        "joules": meter.joules if meter is not None else None,
         "selection_seconds": sum(s["forward_seconds"] + s["solver_seconds"] for s in history),
         "curve": curve,
         "selections": history,
@@ -145,7 +154,9 @@ def main(arguments: list[str] | None = None) -> None:
         model = models.build(options.model, images.shape, images.classes).to(options.device)
         x = torch.zeros(options.batch_size, *images.shape, device=options.device)
         model(x).sum().backward()  # warm up: what comes first would seem slower
-    except (data.DataError, models.ModelError) as error:
+        if options.energy:
+            energy.Meter()  # now, if there is none
+    except (data.DataError, models.ModelError, energy.EnergyError) as error:
         raise SystemExit(str(error)) from error
 
     aside = ("methods", "seeds", "device", "out")
@@ -198,10 +209,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--epochs", type=int, default=100, help="epochs of every method (100)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
     add("--lr", type=float, default=0.01, help="learning rate at the start (0.01)")
+    add("--weight-decay", type=float, default=5e-4, help="(5e-4)")
     add("--batch-size", type=int, help="(128; 32 for digits)")
     add("--model", choices=models.NAMES, help="(by the size of the images)")
     add("--device", default="auto", help="(cuda where there is one, else cpu)")
     add("--workers", type=int, default=0, help="processes that load data (0)")
+    add("--energy", action="store_true", help="measure energy too (Intel RAPL, NVML; pyJoules)")
     add("--out", type=Path, help="folder for the results (runs/DATA)")
     options = parser.parse_args(arguments)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,9 @@ from adaptive_subset import TaggedDataset, TaggedIndex, WeightedLoss
 N, CLASSES = 24, 3
 WEIGHTS = torch.linspace(0.1, 1.9, N)  # mean one, all different
 CRITERION = nn.CrossEntropyLoss()
+IN_ORDER = pytest.mark.skipif(
+    "in_order" not in inspect.signature(DataLoader).parameters, reason="needs torch ≥ 2.6"
+)
 WORKERS = pytest.mark.parametrize("workers", [0, 2])
 
 
@@ -86,7 +90,7 @@ def agree(net: nn.Module, loss: Tensor, x: Tensor, targets: Tensor | None = None
     [
         {},
         {"persistent_workers": True},
-        {"in_order": False},
+        pytest.param({"in_order": False}, marks=IN_ORDER),
         {"drop_last": True},
         {"prefetch_factor": 4},
     ],

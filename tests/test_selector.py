@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from adaptive_subset import (
     Choice,
@@ -57,6 +57,10 @@ def test_the_budget_follows_from_fraction_or_budget(arguments: dict[str, Any], b
         ({"fraction": 1.5}, r"`fraction` must be in \(0, 1\], got 1.5"),
         ({"fraction": None, "budget": 0}, r"`budget` must be in \[1, 40\], got 0"),
         ({"fraction": None, "budget": 41}, r"`budget` must be in \[1, 40\], got 41"),
+        ({"pool_fraction": 0.0}, r"`pool_fraction` must be in \(0, 1\], got 0.0"),
+        ({"pool_fraction": 0.2}, r"at least the budget of 10 samples.*0.2, which leaves 8"),
+        ({"pool_fraction": 0.5, "strategy": Random()}, r"`pool_fraction` must be 1.*Random\(\)"),
+        ({"pool_fraction": 0.5, "pool": DataLoader(DATA)}, r"access by index.*a DataLoader"),
         ({"strategy": GradMatchPB(batch_size=16)}, r"at least one mini-batch of 16, got 10"),
         ({"pool": TensorDataset(torch.zeros(3))}, r"`pool` must hold the 40 samples.*got 3"),
     ],
@@ -198,6 +202,36 @@ def test_a_loader_that_drops_samples_is_no_pool() -> None:
     short = DataLoader(DATA, batch_size=7, drop_last=True)
     with pytest.raises(ValueError, match=r"each of the 40 samples.*got 35"):
         make(pool=short).select(models.mlp(), 0)
+
+
+def test_a_share_of_the_pool_is_drawn_afresh_and_passed_over_alone() -> None:
+    class Counted(Dataset[Any]):
+        def __init__(self) -> None:
+            self.read: list[int] = []
+
+        def __len__(self) -> int:
+            return N
+
+        def __getitem__(self, index: int) -> Any:
+            self.read.append(index)
+            return DATA[index]
+
+    pool = Counted()
+    selector, net = make(pool=pool, pool_fraction=0.5), models.mlp()
+    first = selector.select(net, 0)
+    drawn = pool.read
+    assert len(set(drawn)) == len(drawn) == 20
+    assert set(first.indices.tolist()) <= set(drawn)
+    share = Subset(DATA, sorted(drawn))
+    alone = Selector(share, GradMatch(), budget=10, criterion=nn.CrossEntropyLoss())
+    expected = alone.select(net, 0)
+    assert torch.equal(first.indices, torch.tensor(share.indices)[expected.indices])
+    torch.testing.assert_close(first.weights, 2 * expected.weights)  # they stand for all samples
+    assert first.relative_error == expected.relative_error
+    again, pool.read = selector.select(net, 0), []
+    assert torch.equal(first.indices, again.indices)
+    selector.select(net, 1)
+    assert set(pool.read) != set(drawn)
 
 
 def test_validation_gradients_are_matched() -> None:
