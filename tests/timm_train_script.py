@@ -25,6 +25,13 @@ from timm.utils import ParseKwargs, init_distributed_device, random_seed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+try:
+    import wandb  # noqa: F401  (the patch uses it)
+
+    has_wandb = True
+except ImportError:
+    has_wandb = False
+
 _logger = logging.getLogger("train")
 
 config_parser = argparse.ArgumentParser(add_help=False)

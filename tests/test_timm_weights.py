@@ -1,0 +1,114 @@
+"""Weights through timm's collate functions, mixup and losses."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from adaptive_subset.integrations import timm_weights
+from timm.data import FastCollateMixup, Mixup
+from timm.data.loader import fast_collate
+from timm.loss import (
+    BinaryCrossEntropy,
+    JsdCrossEntropy,
+    LabelSmoothingCrossEntropy,
+    SoftTargetCrossEntropy,
+)
+from torch import nn
+
+from adaptive_subset import WeightedTarget
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem", "half"])
+@pytest.mark.parametrize("prefetcher", [True, False])
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixed_weights(mode, prefetcher, kind):
+    n, c = 8, 10
+    options = {f"{kind}_alpha": 1.0, "mode": mode, "num_classes": c, "label_smoothing": 0.1}
+    options.setdefault("mixup_alpha", 0.0)
+    images = torch.randint(0, 256, (n, 3, 12, 12), dtype=torch.uint8)
+    labels = torch.randperm(c)[:n]
+    weights = torch.rand(n) + 0.1
+    if prefetcher:
+        plain = FastCollateMixup(**options)
+        ours = timm_weights.weighted_collate(plain)
+        batch = [(image.numpy(), int(label)) for image, label in zip(images, labels, strict=True)]
+        tagged = [
+            (image, WeightedTarget(torch.tensor(label), float(weight)))
+            for (image, label), weight in zip(copy.deepcopy(batch), weights, strict=True)
+        ]
+        calls = [lambda: plain(batch), lambda: ours(tagged)]
+    else:
+        plain = Mixup(**options)
+        ours = timm_weights.WeightedMixup(plain)
+        x, y = images.float(), WeightedTarget(labels, weights)
+        calls = [lambda: plain(x.clone(), labels), lambda: ours(x.clone(), y)]
+    np.random.seed(0)
+    expected, soft = calls[0]()
+    np.random.seed(0)
+    mixed, target = calls[1]()
+    assert torch.equal(mixed, expected)
+    torch.testing.assert_close(target.plain(), soft)
+    # All labels differ, so the share of a sample can be read off its own class.
+    m = len(soft)
+    share = (soft[range(m), labels[:m]] - 0.1 / c).float() / 0.9
+    torch.testing.assert_close(
+        target.weights, share * weights[:m] + (1 - share) * weights.flip(0)[:m]
+    )
+    ours.mixup_enabled = False
+    _, target = calls[1]()
+    torch.testing.assert_close(target.weights, weights[:m])
+
+
+LOSSES = {
+    "label smoothing": (LabelSmoothingCrossEntropy(0.1), "labels"),
+    "cross-entropy": (nn.CrossEntropyLoss(), "labels"),
+    "soft targets": (SoftTargetCrossEntropy(), "soft"),
+    "bce": (BinaryCrossEntropy(0.1), "labels"),
+    "bce soft": (BinaryCrossEntropy(), "soft"),
+    "bce sum": (BinaryCrossEntropy(0.1, sum_classes=True), "labels"),
+    "bce sum soft": (BinaryCrossEntropy(sum_classes=True), "soft"),
+    "bce threshold": (BinaryCrossEntropy(target_threshold=0.2, pos_weight=2.0), "soft"),
+    "jsd": (JsdCrossEntropy(3, smoothing=0.1), "splits"),
+    "jsd, no smoothing": (JsdCrossEntropy(2, smoothing=0.0), "splits"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_weighted_losses_have_the_weighted_gradient(name):
+    loss, kind = LOSSES[name]
+    n, c = 6, 5
+    splits = loss.num_splits if kind == "splits" else 1
+    output = torch.randn(splits * n, c, dtype=torch.float64, requires_grad=True)
+    labels, weights = torch.randint(0, c, (n,)), torch.rand(n)
+    target = torch.rand(n, c, dtype=torch.float64) if kind == "soft" else labels.repeat(splits)
+    value = timm_weights.weighted(loss)(output, WeightedTarget(target, weights.repeat(splits)))
+    rows = [list(range(i, splits * n, n)) for i in range(n)]  # the views of a sample
+    expected = sum(w * loss(output[r], target[r]) for w, r in zip(weights, rows, strict=True)) / n
+    torch.testing.assert_close(value, expected)
+    gradients = [torch.autograd.grad(v, output)[0] for v in (value, expected)]
+    torch.testing.assert_close(*gradients)
+    ones = WeightedTarget(target, torch.ones(splits * n))
+    torch.testing.assert_close(timm_weights.weighted(loss)(output, ones), loss(output, target))
+
+
+def test_augmentation_splits_share_the_weight_of_their_sample():
+    batch = [((np.zeros((3, 2, 2), np.uint8),) * 3, 2), ((np.ones((3, 2, 2), np.uint8),) * 3, 1)]
+    tagged = [(x, WeightedTarget(torch.tensor(y), 0.5 * y)) for x, y in batch]
+    x, target = timm_weights.weighted_collate(fast_collate)(tagged)
+    assert torch.equal(x, fast_collate(batch)[0])
+    assert target.tolist() == [2, 1] * 3
+    assert target.weights.tolist() == [1.0, 0.5] * 3
+
+
+def test_matching_uses_the_loss_of_unmixed_labels():
+    output, labels = torch.randn(6, 4), torch.randint(0, 4, (6,))
+    mixup = Mixup(num_classes=4, label_smoothing=0.1)
+    loss = timm_weights.selection_loss(SoftTargetCrossEntropy(), mixup)
+    torch.testing.assert_close(
+        loss(output, labels), LabelSmoothingCrossEntropy(0.1)(output, labels)
+    )
+    jsd = timm_weights.selection_loss(JsdCrossEntropy(3, smoothing=0.0), None)
+    torch.testing.assert_close(jsd(output, labels), nn.CrossEntropyLoss()(output, labels))

@@ -1,0 +1,137 @@
+"""Runs a training script with timm's patch and tells what was seen from inside.
+
+Imports no timm before the script does, so that a timm that lies beside the script is in use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from adaptive_subset.integrations import timm_patch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from adaptive_subset import STRATEGIES, Choice, WeightedLoss
+
+CLASSES = 4
+
+# The weight of a sample is made a linear function of its class. Mixup mixes one-hot classes as it
+# mixes images, so at the loss the weights must be the same function of the soft targets, whatever
+# happened in between.
+
+
+@dataclass(frozen=True)
+class ByClass:
+    needs_gradients = True  # also goes through the pool and the head
+    batch_size = None
+
+    def select(self, candidates, budget, *, seed, epoch):
+        generator = torch.Generator().manual_seed(seed + epoch)
+        positions = torch.randperm(candidates.n, generator=generator)[:budget]
+        return Choice(positions, 1.0 + candidates.classes.cpu()[positions])
+
+
+class Spy:
+    """Checks the weights in each call of the training loss."""
+
+    def __init__(self):
+        self.calls, self.forward = [], WeightedLoss.forward
+
+    def __call__(self, loss, output, target):
+        y = target.plain()
+        soft = nn.functional.one_hot(y, CLASSES) if y.ndim == 1 else y
+        function = soft.to(target.weights) @ torch.arange(1.0, CLASSES + 1, device=y.device)
+        if bool((target.weights == target.weights[0]).all()):  # warm start, or one class only
+            self.calls.append(len(y))
+        else:
+            ratio = target.weights / function
+            assert torch.allclose(ratio, ratio[0].expand_as(ratio), rtol=0.02), (function, ratio)
+            self.calls.append(-len(y))
+        return self.forward(loss, output, target)
+
+
+class DDPOnCPU(DistributedDataParallel):
+    """train.py passes device_ids=[cpu], which DDP refuses."""
+
+    def __init__(self, module, device_ids=None, **kwargs):
+        super().__init__(module, **kwargs)
+
+
+def fake_wandb(logged):
+    wandb = ModuleType("wandb")
+    wandb.init = lambda **options: None
+    wandb.log = lambda figures, commit=True: logged.append([dict(figures), commit])
+    return wandb
+
+
+def observed_run(path, flags, task=False, patched=True):
+    """Run a script with patch and spy in this process and tell what was seen."""
+    report = {"seen": [], "log": [], "lengths": [], "wandb": []}
+    with pytest.MonkeyPatch.context() as patches:
+        spy = Spy()
+        patches.setattr(
+            WeightedLoss, "forward", torch.compiler.disable(lambda *arguments: spy(*arguments))
+        )
+        patches.setitem(STRATEGIES, "by-class", ByClass)
+        patches.setattr(torch.nn.parallel, "DistributedDataParallel", DDPOnCPU)
+        patches.setitem(sys.modules, "wandb", fake_wandb(report["wandb"]))
+        if "timm.utils.summary" in sys.modules:  # it has looked for wandb already
+            patches.setattr("timm.utils.summary.wandb", sys.modules["wandb"], raising=False)
+        patches.setattr(sys, "argv", [str(path), *flags])
+        patches.setattr(sys, "path", sys.path[:])
+        patches.setitem(sys.modules, path.stem, None)  # to be removed in the end
+        del sys.modules[path.stem]
+        handler = logging.Handler()
+        handler.emit = lambda record: report["log"].append(record.getMessage())
+        logging.getLogger("train").addHandler(handler)
+        logging.getLogger("train").setLevel(logging.INFO)
+        script = timm_patch.load(path)
+        report["timm"] = sys.modules["timm"].__file__
+        if task:
+            script.train_one_epoch = script.train_one_epoch_of_task
+        if patched:
+            training, train = timm_patch.patch(script), script.train_one_epoch
+
+            def train_one_epoch(*args, **kwargs):
+                kwargs.setdefault("device", torch.device("cpu"))  # 0.9.16 trains on CUDA only
+                report["lengths"].append(len(args[2]))
+                result = train(*args, **kwargs)
+                report["lengths"].append(len(args[2]))
+                report["seen"].append([int(index) for index in training.sampler or ()])
+                return result
+
+            script.train_one_epoch = train_one_epoch
+        try:
+            script.main()
+        finally:
+            logging.getLogger("train").removeHandler(handler)
+            logging.getLogger("adaptive_subset").setLevel(logging.NOTSET)
+    report["calls"] = spy.calls
+    if patched and training.sampler is not None and training.sampler.selection is not None:
+        report["selection"] = training.sampler.selection.indices.tolist()
+    return report
+
+
+def refusal(path, flags):
+    """The message that ends a run before it trains."""
+    with (
+        contextlib.redirect_stderr(io.StringIO()) as errors,
+        pytest.raises((SystemExit, ValueError)) as caught,
+    ):
+        observed_run(path, flags)
+    return errors.getvalue() + str(caught.value)
+
+
+if __name__ == "__main__":
+    result = observed_run(Path(sys.argv[1]), sys.argv[2:])
+    Path(os.environ["REPORT"] + os.environ.get("RANK", "0")).write_text(json.dumps(result))
