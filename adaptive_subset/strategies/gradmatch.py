@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from adaptive_subset.gradients import BatchGradients
+from adaptive_subset.gradients import BatchGradients, FactoredGradients
 from adaptive_subset.randomness import seeded
-from adaptive_subset.strategies.omp import Atoms, omp
+from adaptive_subset.strategies.omp import atoms_of, omp
 from adaptive_subset.strategies.strategy import Candidates, Choice, proportional_shares
 
 
@@ -39,25 +39,25 @@ class _Matching:
 
     def _match(
         self,
-        atoms: Atoms,
+        gradients: FactoredGradients | BatchGradients,
         target: Tensor,
         budget: int,
         generator: torch.Generator,
         fill_weight: float = 1.0,
     ) -> Choice:
         """OMP, then random atoms of weight `fill_weight` up to the budget."""
-        ridge = self.lam
+        atoms, ridge = atoms_of(gradients), self.lam
         if self.lam_is == "relative":
-            ridge *= float(atoms.squared_norms().double().mean())
+            ridge *= float(atoms.squared_norms().mean())
         result = omp(
             atoms,
-            target,
+            target.numpy(force=True),
             budget,
             ridge=ridge,
             nonnegative=self.nonnegative,
             tolerance=self.tolerance,
         )
-        positions, weights = result.support.cpu(), result.weights.cpu()
+        positions, weights = torch.from_numpy(result.support), torch.from_numpy(result.weights)
         missing = budget - len(positions)
         if missing:
             free = torch.ones(len(atoms), dtype=torch.bool)
