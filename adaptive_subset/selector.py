@@ -18,7 +18,7 @@ from adaptive_subset.losses import Criterion
 from adaptive_subset.pool import last_layer_gradients, pool_loader, varies
 from adaptive_subset.randomness import seeded
 from adaptive_subset.selection import Selection
-from adaptive_subset.strategies import Candidates, Choice, Strategy, Validation
+from adaptive_subset.strategies import STRATEGIES, Candidates, Choice, Strategy, Validation
 
 logger = logging.getLogger("adaptive_subset")
 
@@ -31,7 +31,8 @@ class Selector:
 
     Args:
         dataset: map-style training set of n samples.
-        strategy: how to choose, for instance ``GradMatch()``.
+        strategy: how to choose, for instance ``GradMatch()``, or the name of a strategy with its
+            default arguments, such as "gradmatch".
         fraction: k / n in (0, 1]; or
         budget: k in [1, n]. A strategy that chooses mini-batches rounds k down to whole ones.
         criterion: the loss whose gradients are matched; by default the one in the `WeightedLoss`
@@ -62,7 +63,7 @@ class Selector:
     def __init__(
         self,
         dataset: Dataset[Any],
-        strategy: Strategy,
+        strategy: Strategy | str,
         *,
         fraction: float | None = None,
         budget: int | None = None,
@@ -82,14 +83,16 @@ class Selector:
                 "`dataset` must be map-style, with a length and access by index, got "
                 f"{type(dataset).__name__}. Subsets of a stream cannot be chosen."
             )
+        if isinstance(strategy, str) and strategy in STRATEGIES:
+            strategy = STRATEGIES[strategy]()
         if not isinstance(strategy, Strategy):
             raise TypeError(
-                "`strategy` must have `select`, `needs_gradients` and `batch_size`, got "
-                f"{strategy!r}. Pass an instance, such as GradMatch()."
+                f"`strategy` must be one of {', '.join(STRATEGIES)}, or an instance of a Strategy "
+                f"such as GradMatch(), got {strategy!r}."
             )
         self.dataset: Dataset[Any] = dataset
         self._size = len(dataset)
-        self.strategy = strategy
+        self.strategy: Strategy = strategy
         self.budget = _resolve_budget(len(dataset), fraction, budget, strategy.batch_size)
         self.criterion = criterion
         self.head = head

@@ -19,6 +19,7 @@ from adaptive_subset import (
     Random,
     Selection,
     Selector,
+    Strategy,
     WeightedLoss,
 )
 from tests import models
@@ -80,9 +81,14 @@ def test_a_stream_is_refused() -> None:
         Selector(Stream(), GradMatch(), budget=1)
 
 
-def test_a_strategy_class_is_no_strategy() -> None:
-    with pytest.raises(TypeError, match=r"`strategy` must have .*Pass an instance"):
-        make("gradmatch")
+def test_a_strategy_has_a_name() -> None:
+    assert make("gradmatch").strategy == GradMatch()
+
+
+@pytest.mark.parametrize("strategy", ["grad-match", GradMatch])
+def test_what_is_no_strategy(strategy: Any) -> None:
+    with pytest.raises(TypeError, match=r"`strategy` must be one of random, .*, or an instance"):
+        make(strategy)
 
 
 def test_the_loss_comes_from_the_weighted_loss() -> None:
@@ -270,10 +276,7 @@ def test_gradients_that_are_not_finite_raise_and_leave_the_selection() -> None:
     assert selector.selection is first
 
 
-class Wrong:
-    needs_gradients = False
-    batch_size = None
-
+class Wrong(Strategy):
     def __init__(self, choice: Choice) -> None:
         self.choice = choice
 

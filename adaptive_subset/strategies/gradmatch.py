@@ -12,11 +12,11 @@ from torch import Tensor
 from adaptive_subset.gradients import BatchGradients, FactoredGradients
 from adaptive_subset.randomness import seeded
 from adaptive_subset.strategies.omp import atoms_of, omp
-from adaptive_subset.strategies.strategy import Candidates, Choice, proportional_shares
+from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy, proportional_shares
 
 
 @dataclass(frozen=True)
-class _Matching:
+class _Matching(Strategy):
     """The hyper-parameters that both granularities share."""
 
     lam: float = 0.5
@@ -104,8 +104,6 @@ class GradMatch(_Matching):
     """
 
     scope: Literal["per-gradient", "per-class", "global"] = "per-gradient"
-
-    batch_size = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -108,24 +109,22 @@ class Choice:
     batch_size: int | None = None
 
 
-@runtime_checkable
-class Strategy(Protocol):
-    """Anything with these three members is a strategy; a frozen dataclass is the usual form.
+class Strategy(ABC):
+    """Base of all strategies; a frozen dataclass with a `select` is the usual form.
 
     Attributes:
-        needs_gradients: whether to run the model over the candidates first.
+        needs_gradients: run the model over the candidates first, for `Candidates.gradients`.
+        needs_losses: note the losses of training, for `Candidates.losses`.
         batch_size: the size of the mini-batches that it chooses, None where it chooses samples.
     """
 
-    @property
-    def needs_gradients(self) -> bool: ...
+    needs_gradients: ClassVar[bool] = False
+    needs_losses: ClassVar[bool] = False
+    batch_size: int | None = None
 
-    @property
-    def batch_size(self) -> int | None: ...
-
+    @abstractmethod
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """Choose exactly `budget` of the candidates, a pure function of the arguments."""
-        ...
 
 
 def proportional_shares(sizes: list[int], budget: int) -> list[int]:
