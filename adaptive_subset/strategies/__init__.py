@@ -1,6 +1,7 @@
 """Selection strategies, one paper a file."""
 
 from adaptive_subset.strategies.gradmatch import GradMatch, GradMatchPB
+from adaptive_subset.strategies.infobatch import InfoBatch
 from adaptive_subset.strategies.random import FreshRandom, Random
 from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy, Validation
 
@@ -10,6 +11,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "fresh-random": FreshRandom,
     "gradmatch": GradMatch,
     "gradmatch-pb": GradMatchPB,
+    "infobatch": InfoBatch,
 }
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "FreshRandom",
     "GradMatch",
     "GradMatchPB",
+    "InfoBatch",
     "Random",
     "Strategy",
     "Validation",

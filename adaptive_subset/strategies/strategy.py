@@ -36,12 +36,15 @@ class Candidates:
         gradients: their last-layer gradients, None for a strategy that needs none.
         classes: (n,) int64 labels on the gradients' device, None where targets are no labels.
         validation: set to match validation gradients (`isValid` in the paper's Algorithm 1).
+        losses: (n,) float32 on the CPU, the loss that each had when it was last trained on, NaN if
+            never; None for a strategy that needs none.
     """
 
     n: int
     gradients: FactoredGradients | None = None
     classes: Tensor | None = None
     validation: Validation | None = None
+    losses: Tensor | None = None
 
     @property
     def atoms(self) -> FactoredGradients:
@@ -55,6 +58,15 @@ class Candidates:
         if self.validation is None:
             return self.atoms.sum()
         return self.validation.gradients.sum() * self.validation.scale
+
+    def relative_error(self, choice: Choice) -> float | None:
+        """``‖Σ wᵢgᵢ − b‖ / ‖b‖`` over the whole last layer; None without gradients, or b = 0."""
+        if self.gradients is None:
+            return None
+        target, place = self.target(), self.gradients.device
+        matched = self.gradients[choice.positions.to(place)].sum(choice.weights.to(place))
+        norm = target.norm()
+        return float((matched - target).norm() / norm) if norm > 0 else None
 
     def own_rows(self) -> Candidates:
         """Each gradient reduced to the row of its class, see `FactoredGradients.own_rows`."""
@@ -116,15 +128,20 @@ class Strategy(ABC):
         needs_gradients: run the model over the candidates first, for `Candidates.gradients`.
         needs_losses: note the losses of training, for `Candidates.losses`.
         batch_size: the size of the mini-batches that it chooses, None where it chooses samples.
+        sizes_itself: it takes no budget; the size of its choice varies.
     """
 
     needs_gradients: ClassVar[bool] = False
     needs_losses: ClassVar[bool] = False
+    sizes_itself: ClassVar[bool] = False
     batch_size: int | None = None
 
     @abstractmethod
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
-        """Choose exactly `budget` of the candidates, a pure function of the arguments."""
+        """Choose exactly `budget` of the candidates, a pure function of the arguments.
+
+        A strategy that sizes itself chooses at least one and at most `budget`, which is n.
+        """
 
 
 def proportional_shares(sizes: list[int], budget: int) -> list[int]:
