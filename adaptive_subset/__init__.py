@@ -5,6 +5,8 @@ from adaptive_subset.sampler import AdaptiveSubsetSampler
 from adaptive_subset.selection import Selection
 from adaptive_subset.selector import Selector
 from adaptive_subset.strategies import (
+    CRAIG,
+    CRAIGPB,
     STRATEGIES,
     Candidates,
     Choice,
@@ -21,6 +23,8 @@ from adaptive_subset.tags import TaggedDataset, TaggedIndex, WeightedTarget
 __version__ = "0.1.0"
 
 __all__ = [
+    "CRAIG",
+    "CRAIGPB",
     "STRATEGIES",
     "AdaptiveSubsetSampler",
     "Candidates",

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from adaptive_subset.gradients import FactoredGradients
 from adaptive_subset.strategies import (
+    CRAIG,
+    CRAIGPB,
     STRATEGIES,
     Candidates,
     Choice,
@@ -22,7 +24,7 @@ from adaptive_subset.strategies import (
     Strategy,
     Validation,
 )
-from adaptive_subset.strategies.strategy import proportional_shares
+from adaptive_subset.strategies.problems import equal_shares, proportional_shares
 
 EVERY: dict[str, Strategy] = {
     "random": Random(),
@@ -32,9 +34,17 @@ EVERY: dict[str, Strategy] = {
     "global": GradMatch(scope="global"),
     "absolute": GradMatch(lam=0.01, lam_is="absolute"),
     "signed": GradMatch(nonnegative=False),
+    "equal shares": GradMatch(shares="equal"),
     "per batch": GradMatchPB(batch_size=4),
+    "craig": CRAIG(),
+    "craig, own rows": CRAIG(scope="per-gradient"),
+    "craig, global": CRAIG(scope="global"),
+    "craig, stochastic": CRAIG(epsilon=0.1),
+    "craig, nothing stored": CRAIG(memory=0),
+    "craig per batch": CRAIGPB(batch_size=4),
 }
-MATCHING = [name for name, strategy in EVERY.items() if strategy.needs_gradients]
+GRADIENTS = [name for name, strategy in EVERY.items() if strategy.needs_gradients]
+MATCHING = [name for name, s in EVERY.items() if isinstance(s, (GradMatch, GradMatchPB))]
 
 
 def candidates(n: int = 48, classes: int = 3, p: int = 10, seed: int = 0) -> Candidates:
@@ -85,7 +95,7 @@ def test_a_choice_is_a_pure_function_of_seed_and_epoch(name: str) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("name", ["per-gradient", "per-class", "global", "absolute", "signed"])
+@pytest.mark.parametrize("name", [name for name in MATCHING if name != "per batch"])
 def test_a_choice_follows_a_permutation_of_the_candidates(name: str) -> None:
     given = candidates()
     order = torch.randperm(given.n, generator=torch.Generator().manual_seed(5))
@@ -98,6 +108,17 @@ def test_a_choice_follows_a_permutation_of_the_candidates(name: str) -> None:
     torch.testing.assert_close(*dense)
 
 
+@pytest.mark.parametrize("name", ["craig", "craig, own rows", "craig, global"])
+def test_medoids_of_permuted_candidates_are_as_good(name: str) -> None:
+    """Either one of two neighbours may stand for both, so the medoids themselves can differ."""
+    given = candidates()
+    order = torch.randperm(given.n, generator=torch.Generator().manual_seed(5))
+    straight, shuffled = (
+        EVERY[name].select(some, 12, seed=0, epoch=0) for some in (given, permuted(given, order))
+    )
+    assert straight.objective == pytest.approx(shuffled.objective)
+
+
 @pytest.mark.parametrize("name", MATCHING)
 def test_matching_beats_random_subsets(name: str) -> None:
     given, budget = candidates(n=240), 24
@@ -106,7 +127,7 @@ def test_matching_beats_random_subsets(name: str) -> None:
     assert chosen < sorted(random)[5]
 
 
-@pytest.mark.parametrize("name", MATCHING)
+@pytest.mark.parametrize("name", GRADIENTS)
 def test_zero_gradients_fill_up_at_random_with_a_warning(name: str) -> None:
     given = candidates()
     zero = FactoredGradients([(0 * d, h) for d, h in given.atoms.blocks])
@@ -116,7 +137,7 @@ def test_zero_gradients_fill_up_at_random_with_a_warning(name: str) -> None:
     assert (choice.weights == choice.weights[0]).all()
 
 
-@pytest.mark.parametrize("name", MATCHING)
+@pytest.mark.parametrize("name", GRADIENTS)
 def test_duplicate_candidates_are_no_obstacle(name: str) -> None:
     given = candidates(n=24)
     twice = torch.arange(24).repeat(2)
@@ -124,7 +145,7 @@ def test_duplicate_candidates_are_no_obstacle(name: str) -> None:
     assert len(choice.positions.unique()) == 12
 
 
-@pytest.mark.parametrize("name", MATCHING)
+@pytest.mark.parametrize("name", GRADIENTS)
 def test_a_class_of_one_and_more_classes_than_budget(name: str) -> None:
     given = candidates(n=48)
     labels = torch.zeros(48, dtype=torch.long)
@@ -138,7 +159,7 @@ def test_a_class_of_one_and_more_classes_than_budget(name: str) -> None:
     assert len(EVERY[name].select(given, 4, seed=0, epoch=0).positions) == 4
 
 
-@pytest.mark.parametrize("name", MATCHING)
+@pytest.mark.parametrize("name", GRADIENTS)
 def test_float32_agrees_with_float64(name: str) -> None:
     given = candidates()
     single = FactoredGradients([(d.float(), h.float()) for d, h in given.atoms.blocks])
@@ -149,7 +170,7 @@ def test_float32_agrees_with_float64(name: str) -> None:
     assert rounded.objective == pytest.approx(exact.objective, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", MATCHING)
+@pytest.mark.parametrize("name", GRADIENTS)
 def test_without_classes_there_is_one_problem(name: str) -> None:
     choice = EVERY[name].select(replace(candidates(), classes=None), 12, seed=0, epoch=0)
     assert len(choice.positions.unique()) == 12
@@ -217,6 +238,17 @@ def test_fresh_random_sees_every_sample_equally_often() -> None:
     given = Candidates(10)
     draws = [FreshRandom().select(given, 4, seed=3, epoch=e).positions for e in range(5)]
     assert torch.bincount(torch.cat(draws)).tolist() == [2] * 10
+
+
+@given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=12), share=st.floats(0.001, 1.0))
+def test_equal_shares_add_up_fit_and_are_equal_where_they_can(
+    sizes: list[int], share: float
+) -> None:
+    budget = max(1, int(share * sum(sizes)))
+    shares = equal_shares(sizes, budget)
+    assert sum(shares) == budget
+    assert all(0 <= k <= n for k, n in zip(shares, sizes, strict=True))
+    assert all(k == n or k >= max(shares) - 1 for k, n in zip(shares, sizes, strict=True))
 
 
 @given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=12), share=st.floats(0.001, 1.0))

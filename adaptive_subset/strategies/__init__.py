@@ -1,5 +1,6 @@
 """Selection strategies, one paper a file."""
 
+from adaptive_subset.strategies.craig import CRAIG, CRAIGPB
 from adaptive_subset.strategies.gradmatch import GradMatch, GradMatchPB
 from adaptive_subset.strategies.infobatch import InfoBatch
 from adaptive_subset.strategies.random import FreshRandom, Random
@@ -11,10 +12,14 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "fresh-random": FreshRandom,
     "gradmatch": GradMatch,
     "gradmatch-pb": GradMatchPB,
+    "craig": CRAIG,
+    "craig-pb": CRAIGPB,
     "infobatch": InfoBatch,
 }
 
 __all__ = [
+    "CRAIG",
+    "CRAIGPB",
     "STRATEGIES",
     "Candidates",
     "Choice",

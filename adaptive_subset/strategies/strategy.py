@@ -142,23 +142,3 @@ class Strategy(ABC):
 
         A strategy that sizes itself chooses at least one and at most `budget`, which is n.
         """
-
-
-def proportional_shares(sizes: list[int], budget: int) -> list[int]:
-    """Share `budget` in proportion to `sizes` by largest remainders, at least one each if it can.
-
-    Example:
-        >>> proportional_shares([70, 25, 5], 10)
-        [7, 2, 1]
-    """
-    total = sum(sizes)
-    least = min(1, budget // max(1, len(sizes)))
-    exact = [budget * size / total for size in sizes]
-    shares = [max(least, int(share)) for share in exact]
-    while (missing := budget - sum(shares)) != 0:
-        step = 1 if missing > 0 else -1
-        # The share that is furthest on the wrong side of its exact value moves by one.
-        movable = [i for i, s in enumerate(shares) if (s < sizes[i] if step > 0 else s > least)]
-        i = max(movable, key=lambda i: step * (exact[i] - shares[i]))
-        shares[i] += step
-    return shares
