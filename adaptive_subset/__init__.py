@@ -7,6 +7,7 @@ from adaptive_subset.selector import Selector
 from adaptive_subset.strategies import (
     CRAIG,
     CRAIGPB,
+    GLISTER,
     STRATEGIES,
     Candidates,
     Choice,
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CRAIG",
     "CRAIGPB",
+    "GLISTER",
     "STRATEGIES",
     "AdaptiveSubsetSampler",
     "Candidates",

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 
 from adaptive_subset.gradients import FactoredGradients
 from adaptive_subset.head import Head
+from adaptive_subset.last_layer import LastLayer
 from adaptive_subset.losses import Criterion
 from adaptive_subset.pool import last_layer_gradients, pool_loader, varies
 from adaptive_subset.randomness import seeded
@@ -245,29 +246,29 @@ class Selector:
                 "data without random transforms: Selector(..., pool=...).",
                 stacklevel=4,
             )
-        gradients, targets = self._gradients(model, pool, "pool", n)
+        gradients, targets, layer = self._gradients(model, pool, "pool", n)
         classes, validation = _labels(targets), None
         if self._validation is not None:
             size = _length(self._validation)
-            rows, labels = self._gradients(model, self._validation, "validation", size)
-            validation = Validation(rows, _labels(labels), n / len(rows))
+            rows, labels, own = self._gradients(model, self._validation, "validation", size)
+            validation = Validation(rows, _labels(labels), n / len(rows), own)
             if (validation.classes is None) != (classes is None):
                 raise ValueError(
                     "`validation` must have class labels exactly where the pool has them, got "
                     f"targets of shape {tuple(labels.shape)} and {tuple(targets.shape)}."
                 )
-        return indices, Candidates(n, gradients, classes, validation, losses)
+        return indices, Candidates(n, gradients, classes, validation, losses, layer)
 
     def _gradients(
         self, model: nn.Module, data: Dataset[Any] | Iterable[Any], name: str, size: int | None
-    ) -> tuple[FactoredGradients, Tensor]:
+    ) -> tuple[FactoredGradients, Tensor, LastLayer | None]:
         criterion = self._bound if self.criterion is None else self.criterion
         if criterion is None:
             raise RuntimeError(
                 "`criterion` must be known to compute gradients, got none. Pass criterion= to the "
                 "Selector, or wrap the training loss: WeightedLoss(criterion, selector)."
             )
-        gradients, targets = last_layer_gradients(
+        gradients, targets, weight = last_layer_gradients(
             model,
             pool_loader(data, **self._loading),
             criterion,
@@ -281,7 +282,10 @@ class Selector:
                 f"`{name}` must give finite gradients, got NaN or infinity. The model has diverged "
                 "or a sample is broken: check the learning rate and the data."
             )
-        return gradients, targets
+        layer = None
+        if weight is not None:
+            layer = LastLayer(gradients.blocks[0][1], weight, targets, criterion)
+        return gradients, targets, layer
 
     def _check_pool_fraction(self) -> None:
         share = self.pool_fraction

@@ -1,6 +1,7 @@
 """Selection strategies, one paper a file."""
 
 from adaptive_subset.strategies.craig import CRAIG, CRAIGPB
+from adaptive_subset.strategies.glister import GLISTER
 from adaptive_subset.strategies.gradmatch import GradMatch, GradMatchPB
 from adaptive_subset.strategies.infobatch import InfoBatch
 from adaptive_subset.strategies.random import FreshRandom, Random
@@ -14,12 +15,14 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "gradmatch-pb": GradMatchPB,
     "craig": CRAIG,
     "craig-pb": CRAIGPB,
+    "glister": GLISTER,
     "infobatch": InfoBatch,
 }
 
 __all__ = [
     "CRAIG",
     "CRAIGPB",
+    "GLISTER",
     "STRATEGIES",
     "Candidates",
     "Choice",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -44,18 +44,18 @@ def by_problem(
         )
         if size
     ]
+    objectives: list[Any] = [part.objective for _, part in parts]
     return Choice(
         torch.cat([members[part.positions] for members, part in parts]),
         torch.cat([part.weights for _, part in parts]),
-        objective=sum(part.objective or 0.0 for _, part in parts),
+        objective=None if None in objectives else sum(objectives),
         filled=sum(part.filled for _, part in parts),
     )
 
 
-def check_scope(scope: str, shares: str) -> None:
-    """Raise a ValueError for what is no `Scope` or no `Shares`."""
-    for name, value, kind in (("scope", scope, Scope), ("shares", shares, Shares)):
-        known = get_args(kind)
+def check_scope(scope: str, shares: str, among: tuple[str, ...] = get_args(Scope)) -> None:
+    """Raise a ValueError for what is no `Scope`, or not `among` those allowed, or no `Shares`."""
+    for name, value, known in (("scope", scope, among), ("shares", shares, get_args(Shares))):
         if value not in known:
             choices = " or ".join(f'"{word}"' for word in known)
             raise ValueError(f"`{name}` must be {choices}, got {value!r}.")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adaptive_subset.gradients import FactoredGradients
+from adaptive_subset.last_layer import LastLayer
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,11 +21,13 @@ class Validation:
         gradients: of m validation samples.
         classes: (m,) int64 labels, None where targets are no labels.
         scale: n / m, which brings their sum to the count of the candidates.
+        last_layer: see `Candidates`.
     """
 
     gradients: FactoredGradients
     classes: Tensor | None
     scale: float
+    last_layer: LastLayer | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +41,8 @@ class Candidates:
         validation: set to match validation gradients (`isValid` in the paper's Algorithm 1).
         losses: (n,) float32 on the CPU, the loss that each had when it was last trained on, NaN if
             never; None for a strategy that needs none.
+        last_layer: what the gradients were computed from; None for a model whose output is not
+            that of one last layer.
     """
 
     n: int
@@ -45,6 +50,7 @@ class Candidates:
     classes: Tensor | None = None
     validation: Validation | None = None
     losses: Tensor | None = None
+    last_layer: LastLayer | None = None
 
     @property
     def atoms(self) -> FactoredGradients:
@@ -58,6 +64,22 @@ class Candidates:
         if self.validation is None:
             return self.atoms.sum()
         return self.validation.gradients.sum() * self.validation.scale
+
+    def target_after(self, step: Tensor) -> Tensor:
+        """b after the last layer moved by −`step` (d,).
+
+        Raises:
+            ValueError: the model's output is not that of one last layer.
+        """
+        validation = self.validation
+        layer = self.last_layer if validation is None else validation.last_layer
+        if layer is None:
+            raise ValueError(
+                "`model` must return the output of its one last layer as it is, to tell what a "
+                "step of that layer does; got a model that changes it, or has several. Use another "
+                "strategy."
+            )
+        return layer.gradient_after(step) * (1.0 if validation is None else validation.scale)
 
     def relative_error(self, choice: Choice) -> float | None:
         """``‖Σ wᵢgᵢ − b‖ / ‖b‖`` over the whole last layer; None without gradients, or b = 0."""
@@ -95,11 +117,23 @@ class Candidates:
         if validation is not None:
             assert validation.classes is not None
             chosen = (validation.classes == label).nonzero()[:, 0]
-            validation = Validation(
-                validation.gradients[chosen], validation.classes[chosen], validation.scale
+            layer = validation.last_layer
+            validation = replace(
+                validation,
+                gradients=validation.gradients[chosen],
+                classes=validation.classes[chosen],
+                last_layer=None if layer is None else layer[chosen],
             )
         assert self.classes is not None
-        return Candidates(len(members), self.atoms[members], self.classes[members], validation)
+        return replace(
+            self,
+            n=len(members),
+            gradients=self.atoms[members],
+            classes=self.classes[members],
+            validation=validation,
+            losses=None if self.losses is None else self.losses[members.cpu()],
+            last_layer=None if self.last_layer is None else self.last_layer[members],
+        )
 
 
 @dataclass(frozen=True, eq=False)
