@@ -33,7 +33,8 @@ class GLISTER(Strategy):
     Deviation: the step is the mean over S, not the sum, so that it does not grow with the budget.
 
     Args:
-        lr: η, the learning rate of the look-ahead step; that of the training is what is meant.
+        lr: η, the learning rate of the look-ahead step, that of the training, for the mean over
+            samples of their losses.
         refreshes: how often the validation gradient is computed in a selection, at least 1.
         scope: "global" (the paper's), or "per-class": each class by itself, from its own validation
             samples and with its own part of the budget.
