@@ -3,6 +3,7 @@
 from adaptive_subset.strategies.craig import CRAIG, CRAIGPB
 from adaptive_subset.strategies.glister import GLISTER
 from adaptive_subset.strategies.gradmatch import GradMatch, GradMatchPB
+from adaptive_subset.strategies.gradnorm import GradientNorm
 from adaptive_subset.strategies.infobatch import InfoBatch
 from adaptive_subset.strategies.random import FreshRandom, Random
 from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy, Validation
@@ -16,6 +17,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "craig": CRAIG,
     "craig-pb": CRAIGPB,
     "glister": GLISTER,
+    "gradient-norm": GradientNorm,
     "infobatch": InfoBatch,
 }
 
@@ -29,6 +31,7 @@ __all__ = [
     "FreshRandom",
     "GradMatch",
     "GradMatchPB",
+    "GradientNorm",
     "InfoBatch",
     "Random",
     "Strategy",
