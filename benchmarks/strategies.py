@@ -12,11 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from examples import train
+from adaptive_subset import STRATEGIES
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "train.py"
+WARM = ("gradmatch", "gradmatch-pb", "craig", "craig-pb", "glister", "gradient-norm")
+METHODS = ["full", "full-short", *STRATEGIES, *(f"{name}-warm" for name in WARM)]
 
 Runs = dict[str, list[dict[str, Any]]]
 
@@ -32,7 +38,7 @@ def main() -> None:
     add("--data", nargs="+", default=["mnist", "fashion-mnist"], help="as in examples/train.py")
     add("--fractions", nargs="+", default=["0.1", "0.05", "0.01"])
     add("--seeds", nargs="+", default=["0", "1", "2"])
-    add("--methods", nargs="+", default=[m for m in train.METHODS if m != "random-warm"])
+    add("--methods", nargs="+", default=METHODS)
     add("--epochs", default="100")
     add("--weight-decay", default="2e-3")
     add("--out", type=Path, default=Path("runs/strategies"))
@@ -61,13 +67,19 @@ def folder(out: Path, data: str, fraction: str) -> Path:
 
 def run(options: argparse.Namespace, data: str, fraction: str, seeds: list[str]) -> None:
     # A run on all the data is the same for every fraction.
-    first = options.fractions[0]
-    methods = [m for m in options.methods if m not in ("full", "infobatch") or fraction == first]
-    train.main(
-        ["--data", data, "--fraction", fraction, "--epochs", options.epochs]
-        + ["--weight-decay", options.weight_decay, "--methods", *methods, "--seeds", *seeds]
-        + ["--out", str(folder(options.out, data, fraction))]
-    )
+    once = ("full", "infobatch") if fraction != options.fractions[0] else ()
+    methods = [method for method in options.methods if method not in once]
+    arguments = {
+        "data": [data],
+        "fraction": [fraction],
+        "epochs": [options.epochs],
+        "weight-decay": [options.weight_decay],
+        "methods": methods,
+        "seeds": seeds,
+        "out": [str(folder(options.out, data, fraction))],
+    }
+    flags = [word for name, values in arguments.items() for word in (f"--{name}", *values)]
+    subprocess.run([sys.executable, str(EXAMPLE), *flags], check=True)
 
 
 def markdown(tables: dict[tuple[str, str], Runs], methods: list[str]) -> str:
