@@ -106,8 +106,8 @@ class GradMatch(_Matching):
         shares: "proportional" gives each class a part of the budget by its size, "equal" the same.
 
     Example:
-        >>> GradMatch(lam=0.5)
-        GradMatch(lam=0.5, lam_is='relative', nonnegative=True, tolerance=0.0, scope='per-gradient')
+        >>> GradMatch(scope="global").scope
+        'global'
     """
 
     scope: Scope = "per-gradient"
