@@ -5,12 +5,17 @@ from adaptive_subset.sampler import AdaptiveSubsetSampler
 from adaptive_subset.selection import Selection
 from adaptive_subset.selector import Selector
 from adaptive_subset.strategies import (
+    CRAIG,
+    CRAIGPB,
+    GLISTER,
     STRATEGIES,
     Candidates,
     Choice,
     FreshRandom,
+    GradientNorm,
     GradMatch,
     GradMatchPB,
+    InfoBatch,
     Random,
     Strategy,
     Validation,
@@ -20,6 +25,9 @@ from adaptive_subset.tags import TaggedDataset, TaggedIndex, WeightedTarget
 __version__ = "0.1.0"
 
 __all__ = [
+    "CRAIG",
+    "CRAIGPB",
+    "GLISTER",
     "STRATEGIES",
     "AdaptiveSubsetSampler",
     "Candidates",
@@ -27,6 +35,8 @@ __all__ = [
     "FreshRandom",
     "GradMatch",
     "GradMatchPB",
+    "GradientNorm",
+    "InfoBatch",
     "Random",
     "Selection",
     "Selector",

@@ -72,10 +72,11 @@ class FactoredGradients:
             parts.append((scaled.T @ h).flatten())
         return torch.cat(parts)
 
-    def correlate(self, vector: Tensor) -> Tensor:
-        """``⟨gᵢ, vector⟩`` of shape (n,) for a `vector` of shape (d,)."""
+    def correlate(self, vector: Tensor, first: int | None = None) -> Tensor:
+        """``⟨gᵢ, vector⟩`` of the `first` ones, or all (n,), for a `vector` of shape (d,)."""
         start, total = 0, None
         for delta, h in self.blocks:
+            delta, h = delta[:first], h[:first]
             rows, columns = delta.shape[1], h.shape[1]
             matrix = vector[start : start + rows * columns].to(h.dtype).view(rows, columns)
             start += rows * columns
@@ -134,22 +135,33 @@ class BatchGradients:
     Args:
         gradients: of n samples.
         members: (m, B) int64, the samples of each batch.
+        gram: (m, m) float64, their inner products, where they are known already.
     """
 
-    def __init__(self, gradients: FactoredGradients, members: Tensor) -> None:
+    def __init__(
+        self, gradients: FactoredGradients, members: Tensor, gram: Tensor | None = None
+    ) -> None:
         self._gradients, self._members = gradients, members
-        batches = len(members)
-        self.gram = torch.zeros(batches, batches, dtype=torch.float64, device=gradients.device)
+        self.gram = self._gram() if gram is None else gram
+
+    def _gram(self) -> Tensor:
+        gradients, members, batches = self._gradients, self._members, len(self._members)
+        gram = torch.zeros(batches, batches, dtype=torch.float64, device=gradients.device)
         for delta, h in gradients.blocks:
             features = h[members]
             step = max(1, _BLOCK // max(1, batches * h.shape[1]))
             for start in range(0, delta.shape[1], step):
                 rows = delta[:, start : start + step][members]
                 dense = torch.bmm(rows.mT, features).flatten(1) / members.shape[1]
-                self.gram += dense @ dense.T
+                gram += dense @ dense.T
+        return gram
 
     def __len__(self) -> int:
         return len(self._members)
+
+    def __getitem__(self, index: Tensor) -> BatchGradients:
+        gram = self.gram[index][:, index]
+        return BatchGradients(self._gradients, self._members[index], gram)
 
     @property
     def dim(self) -> int:
@@ -163,9 +175,9 @@ class BatchGradients:
     def dtype(self) -> torch.dtype:
         return self._gradients.dtype
 
-    def correlate(self, vector: Tensor) -> Tensor:
-        """``⟨D_a, vector⟩`` of shape (m,) for a `vector` of shape (d,)."""
-        return self._gradients.correlate(vector)[self._members].mean(1)
+    def correlate(self, vector: Tensor, first: int | None = None) -> Tensor:
+        """``⟨D_a, vector⟩`` of the `first` ones, or all (m,), for a `vector` of shape (d,)."""
+        return self._gradients.correlate(vector)[self._members[:first]].mean(1)
 
     def dense(self, index: int | Tensor) -> Tensor:
         """The gradient of one mini-batch, of shape (d,)."""

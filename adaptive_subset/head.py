@@ -207,13 +207,14 @@ class HeadRecorder:
             outputs.append(z)
         return features, outputs
 
-    def check(self, features: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        """Raise unless every recorded output is the head's weight times its features.
+    def check(self, features: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
+        """The weights of the heads (C, p), once every output was found to be weight · features.
 
         Raises:
             ValueError: the layer does something else than a plain linear map (it normalises its
                 input, masks its weight, …), so that ``δ ⊗ f`` would not be its gradient.
         """
+        weights = []
         for (name, module), f, z in zip(self._heads.items(), features, outputs, strict=True):
             weight: Any = module.weight
             bias: Any = getattr(module, "bias", None)
@@ -235,3 +236,5 @@ class HeadRecorder:
                     f"{type(module).__name__} whose output is not weight · input + bias. Pass the "
                     "linear layer itself as head=."
                 )
+            weights.append(matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32)))
+        return weights

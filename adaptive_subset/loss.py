@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -11,13 +12,17 @@ from torch._compile import _disable_dynamo
 from adaptive_subset.losses import Criterion, unreduced_losses
 from adaptive_subset.tags import WeightedTarget
 
+Report = Callable[[Tensor, Tensor], None]
+
 
 class _HoldsCriterion(Protocol):
-    def bind_criterion(self, criterion: Criterion) -> None: ...
+    def bind_criterion(self, criterion: Criterion) -> Report | None: ...
 
 
-def weighted_loss(criterion: Criterion, output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """``Σ wᵢℓᵢ / Z``, with Z the number that `criterion` itself divides ``Σ ℓᵢ`` by.
+def weighted_loss(
+    criterion: Criterion, output: Tensor, target: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``Σ wᵢℓᵢ / Z`` and the ``ℓᵢ``, with Z the number that `criterion` itself divides ``Σ ℓᵢ`` by.
 
     Z is n for a mean, 1 for a sum, the sum of class weights for a weighted mean, the number of
     labels that are not ignored, …: with all weights one the value is that of the criterion.
@@ -30,21 +35,23 @@ def weighted_loss(criterion: Criterion, output: Tensor, target: Tensor, weights:
         weights: (n,), of mean one over the subset.
 
     Returns:
-        A scalar, or for ``reduction="none"`` the weighted losses in the criterion's shape.
+        A scalar, or for ``reduction="none"`` the weighted losses in the criterion's shape; and
+        the losses before weighting, of shape (n,).
     """
     reduced = criterion(output, target)
     if getattr(criterion, "reduction", None) == "none" and reduced.ndim > 0:
-        return reduced * weights.to(reduced).view(-1, *[1] * (reduced.ndim - 1))
+        columns = weights.to(reduced).view(-1, *[1] * (reduced.ndim - 1))
+        return reduced * columns, reduced.reshape(len(weights), -1).sum(1)
     losses, terms = unreduced_losses(criterion, output, target)
     total, plain = (weights.to(losses) * losses).sum(), losses.detach().sum()
     if getattr(criterion, "reduction", None) == "sum":
-        return total
+        return total, losses
     # Σℓ / criterion is exact but undefined at 0 and inexact where losses of both signs cancel, so
     # a plain mean, the usual case, is recognised.
     value = reduced.detach()
     rounding = 1e3 * torch.finfo(value.dtype).eps * losses.detach().abs().sum()
     mean = (value * terms - plain).abs() <= rounding
-    return total / torch.where(mean, torch.full_like(plain, terms), plain / value)
+    return total / torch.where(mean, torch.full_like(plain, terms), plain / value), losses
 
 
 class WeightedLoss(nn.Module):
@@ -56,7 +63,8 @@ class WeightedLoss(nn.Module):
 
     Args:
         criterion: the loss to weight, a module or a function ``criterion(output, target)``.
-        selector: told that this is the loss whose gradients to match.
+        selector: told that this is the loss whose gradients to match, and, if its strategy asks
+            for them, the losses that samples had in training.
 
     Raises:
         RuntimeError: on a call in training with targets that carry no weights. In evaluation
@@ -71,6 +79,7 @@ class WeightedLoss(nn.Module):
     """
 
     criterion: Criterion
+    _report: Report | None
 
     def __init__(self, criterion: Criterion, selector: _HoldsCriterion | None = None) -> None:
         super().__init__()
@@ -79,16 +88,16 @@ class WeightedLoss(nn.Module):
             for name in ("_parameters", "_buffers", "_modules"):
                 self.__dict__[name] = criterion.__dict__[name]
         self.__dict__["criterion"] = criterion
-        if selector is not None:
-            selector.bind_criterion(criterion)
+        report = selector.bind_criterion(criterion) if selector is not None else None
+        self.__dict__["_report"] = report
 
     # As torch.compiler.disable, which would load the whole compiler at import.
     @_disable_dynamo
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """The weighted loss of a batch; `output` (n, …), `target` (n, …) with weights (n,)."""
-        weights = target.weights if isinstance(target, WeightedTarget) else None
+        tags = target.tags if isinstance(target, WeightedTarget) else None
         plain = target.plain() if isinstance(target, WeightedTarget) else target
-        if weights is None:
+        if tags is None:
             if self.training and torch.is_grad_enabled() and output.requires_grad:
                 raise RuntimeError(
                     "`target` must carry the weights of its samples in training, got a "
@@ -97,6 +106,7 @@ class WeightedLoss(nn.Module):
                     "the targets; to evaluate, use torch.no_grad() or criterion.eval()."
                 )
             return self.criterion(output, plain)
+        weights, indices = tags
         if isinstance(weights, float):
             return self.criterion(output, plain) * weights
         if len(weights) != len(output):
@@ -104,7 +114,10 @@ class WeightedLoss(nn.Module):
                 f"`target` must carry one weight for each of the {len(output)} outputs, got "
                 f"{len(weights)}. Give outputs and targets the same rows."
             )
-        return weighted_loss(self.criterion, output, plain, weights)
+        loss, losses = weighted_loss(self.criterion, output, plain, weights)
+        if self._report is not None and self.training and torch.is_grad_enabled():
+            self._report(indices, losses.detach())
+        return loss
 
     def train(self, mode: bool = True) -> WeightedLoss:
         super().train(mode)

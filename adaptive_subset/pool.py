@@ -73,8 +73,8 @@ def last_layer_gradients(
     target: int | str | None = None,
     size: int | None = None,
     progress: bool = False,
-) -> tuple[FactoredGradients, Tensor]:
-    """Per-sample gradients of the last layer over `batches`, and the targets.
+) -> tuple[FactoredGradients, Tensor, Tensor | None]:
+    """Per-sample gradients of the last layer over `batches`, the targets, and the last layer.
 
     ``g_i = ∂ℓ_i/∂z_i ⊗ f_i`` with f the features that enter the head and z what leaves it. ℓ is the
     criterion on the model's real output, sample by sample whatever its reduction, so the gradient
@@ -94,7 +94,8 @@ def last_layer_gradients(
     Returns:
         Gradients of n samples on the model's device, in float32 or, for a float64 model, float64:
         4 n Σ(C + p) bytes (8 in float64) are held, and the activations of one batch beside them;
-        and the targets (n, …).
+        the targets (n, …); and the weight (C, p) of the last layer, bias included, if the model
+        has one and returns its output as it is, else None.
 
     Raises:
         ValueError: no or several heads found, a head that is no linear map, a loss that couples
@@ -106,6 +107,7 @@ def last_layer_gradients(
         raise ValueError("`model` must have parameters, got a module without any.")
     frozen = {name: parameter.detach() for name, parameter in model.named_parameters()}
     blocks: list[tuple[_Rows, _Rows]] = []
+    weight: Tensor | None = None
     targets = _Rows(size)
     with ExitStack() as stack:
         stack.enter_context(preserved_random_state())
@@ -126,7 +128,8 @@ def last_layer_gradients(
             losses = per_sample_losses(criterion, output, y)
             deltas = torch.autograd.grad(losses.sum(), leaves)
             if not blocks:
-                recorder.check(features, leaves)
+                weights = recorder.check(features, leaves)
+                weight = weights[0].clone() if _is_output(leaves, output) else None
                 blocks = [(_Rows(size), _Rows(size)) for _ in features]
             dtype = torch.promote_types(place.dtype, torch.float32)
             for (d_rows, h_rows), delta, h in zip(blocks, deltas, features, strict=True):
@@ -140,7 +143,8 @@ def last_layer_gradients(
             f"`pool` must yield each of the {size} samples of the dataset once, in its order, got "
             f"{len(targets)} samples. Check drop_last, the sampler and the length of the pool."
         )
-    return FactoredGradients([(d.join(), h.join()) for d, h in blocks]), targets.join()
+    gradients = FactoredGradients([(d.join(), h.join()) for d, h in blocks])
+    return gradients, targets.join(), weight
 
 
 class _Rows:
@@ -188,6 +192,12 @@ def _output(output: Any) -> Tensor:
             f"{type(output).__name__}. Wrap the model so that it returns its logits."
         )
     return output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+
+
+def _is_output(leaves: list[Tensor], output: Tensor) -> bool:
+    """Whether what leaves the model is what left its one head."""
+    first = leaves[0].to(output.dtype)
+    return len(leaves) == 1 and first.shape == output.shape and torch.equal(first, output)
 
 
 def _probe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -22,12 +22,13 @@ from adaptive_subset.tags import TaggedDataset, TaggedIndex
 class AdaptiveSubsetSampler(Sampler[int]):
     """Samples epochs of k of n samples: from the whole data at first, then from selected subsets.
 
-    An epoch is always k samples long. With warm start κ the first κ·T epochs walk through the full
-    data in freshly shuffled shards of k samples (κ·T·k/n passes over it, GRAD-MATCH §4), the others
-    shuffle the current selection, which is renewed every R epochs. The order is a pure function of
-    the seed, the epoch and the selection. Each index carries its weight: read the data through
-    `dataset` (or `attach`) and take the loss through `WeightedLoss`, and weight and sample arrive
-    together whatever workers, prefetchers or the loop do in between.
+    An epoch is k samples long, always the same unless the selector lets the size vary. With warm
+    start κ the first κ·T epochs walk through the full data in freshly shuffled shards of k samples
+    (κ·T·k/n passes over it, GRAD-MATCH §4), the others shuffle the current selection, which is
+    renewed every R epochs. The order is a pure function of the seed, the epoch and the selection.
+    Each index carries its weight: read the data through `dataset` (or `attach`) and take the loss
+    through `WeightedLoss`, and weight and sample arrive together whatever workers, prefetchers or
+    the loop do in between.
 
     Args:
         selector: chooses the subsets and holds the current one.
@@ -84,14 +85,22 @@ class AdaptiveSubsetSampler(Sampler[int]):
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
         self._train_seconds = 0.0
+        self._warned = False
         self._unit = selector.strategy.batch_size or 1
         if not 0 <= self.rank < self.num_replicas:
             raise ValueError(f"`rank` must be in [0, {self.num_replicas - 1}], got {self.rank}.")
-        if len(self) == 0:
+        if selector.size is None and self.warm_epochs:
             raise ValueError(
-                f"`budget` must give each of {self.num_replicas} ranks at least {self._unit} "
-                f"samples, got {selector.budget}. Choose a larger budget."
+                f"`warm_start` must be 0 where the first selection sets the size of an epoch, got "
+                f"{warm_start}. Give the Selector a `fraction` or a `budget`."
             )
+        if selector.strategy.needs_losses and self.num_replicas > 1:
+            raise ValueError(
+                f"`num_replicas` must be 1 for {selector.strategy!r}, got {self.num_replicas}: "
+                "each process would know the losses of its own samples only."
+            )
+        if selector.size is not None:
+            self._check_size()
 
     @property
     def selection(self) -> Selection | None:
@@ -99,8 +108,32 @@ class AdaptiveSubsetSampler(Sampler[int]):
         return self.selector.selection
 
     def __len__(self) -> int:
-        """Samples that this rank gets in every epoch."""
-        return self.selector.budget // self._unit // self.num_replicas * self._unit
+        """Samples that this rank gets in an epoch.
+
+        Raises:
+            TypeError: it is not known before the first selection (a `tolerance`, or a strategy that
+                sizes itself). A TypeError is what ``list(sampler)`` takes for "no length".
+        """
+        return self._size // self._unit // self.num_replicas * self._unit
+
+    @property
+    def _size(self) -> int:
+        """k, the samples that all ranks together get in an epoch."""
+        if self.selector.size is not None:
+            return self.selector.size
+        if self.selection is None:
+            raise TypeError(
+                "the length of an epoch follows from the first selection, and there is none yet. "
+                "Call `sampler.maybe_reselect(model, epoch)` before `len`."
+            )
+        return len(self.selection)
+
+    def _check_size(self) -> None:
+        if len(self) == 0:
+            raise ValueError(
+                f"`budget` must give each of {self.num_replicas} ranks at least {self._unit} "
+                f"samples, got {self._size}. Choose a larger budget."
+            )
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that the next iteration is for. Never selects."""
@@ -132,6 +165,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
             selection = self.selector.select(model, epoch) if due else None
         if selection is not None:
             self.selector.selection = selection
+            self._check_size()
             self.history.append(selection.summary())
             self._warn_if_wasteful()
         return selection
@@ -178,9 +212,9 @@ class AdaptiveSubsetSampler(Sampler[int]):
     def _indices(self) -> list[int]:
         """The indices of this rank in this epoch, each with its weight."""
         generator = seeded(self.seed, self.epoch)
-        budget, unit = self.selector.budget, self._unit
+        unit = self._unit
         if self.epoch < self.warm_epochs:
-            indices = shard(len(self.dataset), budget, self.epoch, self.seed).view(-1, unit)
+            indices = shard(len(self.dataset), self._size, self.epoch, self.seed).view(-1, unit)
             weights = torch.ones(indices.shape)
         else:
             if self._is_due(self.epoch) or self.selection is None:
@@ -213,9 +247,12 @@ class AdaptiveSubsetSampler(Sampler[int]):
         return drawn[torch.randperm(units, generator=generator)]
 
     def _warn_if_wasteful(self) -> None:
+        if self._warned or not self.selector.strategy.needs_gradients:
+            return
         spent = sum(entry["forward_seconds"] + entry["solver_seconds"] for entry in self.history)
-        saved = self._train_seconds * (len(self.dataset) / self.selector.budget - 1)
+        saved = self._train_seconds * (len(self.dataset) / self._size - 1)
         if len(self.history) > 1 and spent > saved:
+            self._warned = True
             warnings.warn(
                 f"selections have taken {spent:.3g} s so far, more than the {saved:.3g} s that the "
                 f"smaller epochs saved. Select less often (every={self.every}), speed up the pass "
@@ -227,6 +264,8 @@ class AdaptiveSubsetSampler(Sampler[int]):
         return {
             "samples": len(self.dataset),
             "budget": self.selector.budget,
+            "tolerance": self.selector.tolerance,
+            "size_varies": self.selector.size_varies,
             "strategy": repr(self.selector.strategy),
             "pool_fraction": self.selector.pool_fraction,
             "every": self.every,
@@ -241,13 +280,14 @@ class AdaptiveSubsetSampler(Sampler[int]):
         Holds tensors and plain values only, so ``torch.load(weights_only=True)`` reads it. The
         indices are those of all ranks together: saving rank 0's is enough.
         """
-        selection = self.selection
+        selection, selector = self.selection, self.selector
         return {
             "configuration": self._configuration(),
             "epoch": self.epoch,
             "selection": None if selection is None else dict(vars(selection)),
             "history": [dict(entry) for entry in self.history],
             "train_seconds": self._train_seconds,
+            "losses": selector.losses if selector.strategy.needs_losses else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -269,6 +309,8 @@ class AdaptiveSubsetSampler(Sampler[int]):
         self.selector.selection = None if selection is None else Selection(**selection)
         self.history = [dict(entry) for entry in state["history"]]
         self._train_seconds = state["train_seconds"]
+        if state["losses"] is not None:
+            self.selector.losses = state["losses"]
 
 
 class _Epoch(Iterator[int]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Sized
 from typing import Any, cast
 
 import torch
@@ -14,11 +14,13 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 
 from adaptive_subset.gradients import FactoredGradients
 from adaptive_subset.head import Head
+from adaptive_subset.last_layer import LastLayer
 from adaptive_subset.losses import Criterion
 from adaptive_subset.pool import last_layer_gradients, pool_loader, varies
 from adaptive_subset.randomness import seeded
 from adaptive_subset.selection import Selection
-from adaptive_subset.strategies import Candidates, Choice, Strategy, Validation
+from adaptive_subset.strategies import STRATEGIES, Candidates, Choice, Strategy, Validation
+from adaptive_subset.tolerance import smallest_choice
 
 logger = logging.getLogger("adaptive_subset")
 
@@ -31,9 +33,16 @@ class Selector:
 
     Args:
         dataset: map-style training set of n samples.
-        strategy: how to choose, for instance ``GradMatch()``.
+        strategy: how to choose, for instance ``GradMatch()``, or the name of a strategy with its
+            default arguments, such as "gradmatch".
         fraction: k / n in (0, 1]; or
-        budget: k in [1, n]. A strategy that chooses mini-batches rounds k down to whole ones.
+        budget: k in [1, n]; or
+        tolerance: the relative gradient error in (0, 1) for which the smallest subset is sought.
+            The first selection sets the size for the whole run, unless `size_varies`. A strategy
+            that chooses mini-batches rounds k down to whole ones; one that sizes itself takes none
+            of the three.
+        size_varies: with a `tolerance`, let each selection find its own size, so that epochs differ
+            in length: for loops and schedules that count steps, not epochs.
         criterion: the loss whose gradients are matched; by default the one in the `WeightedLoss`
             that holds this selector.
         pool: what gradients are computed on, sample by sample the same as `dataset`: a twin
@@ -62,10 +71,12 @@ class Selector:
     def __init__(
         self,
         dataset: Dataset[Any],
-        strategy: Strategy,
+        strategy: Strategy | str,
         *,
         fraction: float | None = None,
         budget: int | None = None,
+        tolerance: float | None = None,
+        size_varies: bool = False,
         criterion: Criterion | None = None,
         pool: Dataset[Any] | Iterable[Any] | None = None,
         pool_fraction: float = 1.0,
@@ -82,15 +93,24 @@ class Selector:
                 "`dataset` must be map-style, with a length and access by index, got "
                 f"{type(dataset).__name__}. Subsets of a stream cannot be chosen."
             )
+        if isinstance(strategy, str) and strategy in STRATEGIES:
+            strategy = STRATEGIES[strategy]()
         if not isinstance(strategy, Strategy):
             raise TypeError(
-                "`strategy` must have `select`, `needs_gradients` and `batch_size`, got "
-                f"{strategy!r}. Pass an instance, such as GradMatch()."
+                f"`strategy` must be one of {', '.join(STRATEGIES)}, or an instance of a Strategy "
+                f"such as GradMatch(), got {strategy!r}."
             )
         self.dataset: Dataset[Any] = dataset
         self._size = len(dataset)
-        self.strategy = strategy
-        self.budget = _resolve_budget(len(dataset), fraction, budget, strategy.batch_size)
+        self.strategy: Strategy = strategy
+        self.budget = _resolve_budget(len(dataset), strategy, fraction, budget, tolerance)
+        self.tolerance = tolerance
+        self.size_varies = size_varies or strategy.sizes_itself
+        if size_varies and self.budget is not None:
+            raise ValueError(
+                "`size_varies` must be False for a fixed `fraction` or `budget`, got True. Give a "
+                "`tolerance` instead."
+            )
         self.criterion = criterion
         self.head = head
         self.target = target
@@ -98,6 +118,8 @@ class Selector:
         self.progress = progress
         self.selection: Selection | None = None
         self._bound: Criterion | None = None
+        # One more place, for the losses of samples without an index, such as mixed ones (−1).
+        self._losses = torch.full((len(dataset) + 1,), torch.nan)
         self._pool = dataset if pool is None else pool
         if isinstance(self._pool, Dataset) and _length(self._pool) != self._size:
             raise ValueError(
@@ -109,8 +131,35 @@ class Selector:
         self._validation = validation
         self._loading = {"batch_size": batch_size, "num_workers": num_workers}
 
-    def bind_criterion(self, criterion: Criterion) -> None:
+    @property
+    def size(self) -> int | None:
+        """k of the next selection, None where only that selection will tell."""
+        if self.budget is None and not self.size_varies and self.selection is not None:
+            return len(self.selection)
+        return self.budget
+
+    @property
+    def losses(self) -> Tensor:
+        """(n,) float32 on the CPU, the last loss of each sample in training, NaN if none was noted.
+
+        They are noted by a `WeightedLoss` for strategies that need them.
+        """
+        return self._losses[:-1].cpu()
+
+    @losses.setter
+    def losses(self, losses: Tensor) -> None:
+        self._losses = torch.cat([losses, losses.new_full((1,), torch.nan)])
+
+    def _note(self, indices: Tensor, losses: Tensor) -> None:
+        self._losses = self._losses.to(losses.device)  # once; no transfer in a step of training
+        self._losses[indices.to(losses.device)] = losses.to(self._losses.dtype)
+
+    def bind_criterion(self, criterion: Criterion) -> Callable[[Tensor, Tensor], None] | None:
         """Take `criterion` as the loss to match unless one was given; `WeightedLoss` calls it.
+
+        Returns:
+            What to call with the indices (n,) and the losses (n,) of each batch in training; None
+            where the strategy has no use for them.
 
         Raises:
             ValueError: another criterion is bound already and none was given.
@@ -121,6 +170,7 @@ class Selector:
                 "got a second WeightedLoss. Pass criterion= to the Selector."
             )
         self._bound = criterion
+        return self._note if self.strategy.needs_losses else None
 
     def select(self, model: nn.Module, epoch: int) -> Selection:
         """Make a new selection for `model` and keep it as `selection`.
@@ -136,8 +186,15 @@ class Selector:
         start = time.perf_counter()
         indices, candidates = self._candidates(model, epoch)
         forward_seconds = time.perf_counter() - start
-        choice = self.strategy.select(candidates, self.budget, seed=self.seed, epoch=epoch)
-        self._check(choice, candidates.n)
+        size = self.size
+        if size is None and self.tolerance is not None:
+            choice = smallest_choice(
+                self.strategy, candidates, self.tolerance, seed=self.seed, epoch=epoch
+            )
+        else:
+            budget = candidates.n if size is None else size
+            choice = self.strategy.select(candidates, budget, seed=self.seed, epoch=epoch)
+        self._check(choice, candidates.n, size)
         weights = choice.weights.detach().to("cpu", torch.float32) * (self._size / candidates.n)
         self.selection = Selection(
             indices=indices[choice.positions.cpu()],
@@ -145,7 +202,7 @@ class Selector:
             epoch=epoch,
             batch_size=choice.batch_size,
             objective=choice.objective,
-            relative_error=_relative_error(candidates, choice),
+            relative_error=candidates.relative_error(choice),
             filled=choice.filled,
             forward_seconds=forward_seconds,
             solver_seconds=time.perf_counter() - start - forward_seconds,
@@ -169,12 +226,14 @@ class Selector:
     def _candidates(self, model: nn.Module, epoch: int) -> tuple[Tensor, Candidates]:
         """What to choose from, and the indices in the dataset that its positions stand for."""
         indices, pool, n = torch.arange(self._size), self._pool, self._size
+        losses = self.losses if self.strategy.needs_losses else None
         if not self.strategy.needs_gradients:
-            return indices, Candidates(n)
+            return indices, Candidates(n, losses=losses)
         if self.pool_fraction < 1:
             n = round(self.pool_fraction * n)
             order = torch.randperm(self._size, generator=seeded(self.seed, epoch))
             indices = order[:n].sort().values
+            losses = losses[indices] if losses is not None else None
             pool = Subset(cast("Dataset[Any]", pool), indices.tolist())
         if (
             self._pool is self.dataset
@@ -187,29 +246,29 @@ class Selector:
                 "data without random transforms: Selector(..., pool=...).",
                 stacklevel=4,
             )
-        gradients, targets = self._gradients(model, pool, "pool", n)
+        gradients, targets, layer = self._gradients(model, pool, "pool", n)
         classes, validation = _labels(targets), None
         if self._validation is not None:
             size = _length(self._validation)
-            rows, labels = self._gradients(model, self._validation, "validation", size)
-            validation = Validation(rows, _labels(labels), n / len(rows))
+            rows, labels, own = self._gradients(model, self._validation, "validation", size)
+            validation = Validation(rows, _labels(labels), n / len(rows), own)
             if (validation.classes is None) != (classes is None):
                 raise ValueError(
                     "`validation` must have class labels exactly where the pool has them, got "
                     f"targets of shape {tuple(labels.shape)} and {tuple(targets.shape)}."
                 )
-        return indices, Candidates(n, gradients, classes, validation)
+        return indices, Candidates(n, gradients, classes, validation, losses, layer)
 
     def _gradients(
         self, model: nn.Module, data: Dataset[Any] | Iterable[Any], name: str, size: int | None
-    ) -> tuple[FactoredGradients, Tensor]:
+    ) -> tuple[FactoredGradients, Tensor, LastLayer | None]:
         criterion = self._bound if self.criterion is None else self.criterion
         if criterion is None:
             raise RuntimeError(
                 "`criterion` must be known to compute gradients, got none. Pass criterion= to the "
                 "Selector, or wrap the training loss: WeightedLoss(criterion, selector)."
             )
-        gradients, targets = last_layer_gradients(
+        gradients, targets, weight = last_layer_gradients(
             model,
             pool_loader(data, **self._loading),
             criterion,
@@ -223,7 +282,10 @@ class Selector:
                 f"`{name}` must give finite gradients, got NaN or infinity. The model has diverged "
                 "or a sample is broken: check the learning rate and the data."
             )
-        return gradients, targets
+        layer = None
+        if weight is not None:
+            layer = LastLayer(gradients.blocks[0][1], weight, targets, criterion)
+        return gradients, targets, layer
 
     def _check_pool_fraction(self) -> None:
         share = self.pool_fraction
@@ -241,16 +303,17 @@ class Selector:
                 f"`pool` must be a dataset with access by index to draw a `pool_fraction` of "
                 f"{share} from, got a {type(self._pool).__name__}. Pass its dataset."
             )
-        if round(share * self._size) < self.budget:
+        if self.budget is not None and round(share * self._size) < self.budget:
             raise ValueError(
                 f"`pool_fraction` must leave at least the budget of {self.budget} samples to "
                 f"choose from, got {share}, which leaves {round(share * self._size)}."
             )
 
-    def _check(self, choice: Choice, n: int) -> None:
+    def _check(self, choice: Choice, n: int, size: int | None) -> None:
         positions, weights = choice.positions, choice.weights
+        size = len(positions) if size is None else size
         problem = None
-        if len(positions) != self.budget or len(weights) != self.budget:
+        if len(positions) != size or len(weights) != size or size == 0:
             problem = f"{len(positions)} positions and {len(weights)} weights"
         elif int(positions.min()) < 0 or int(positions.max()) >= n:
             problem = f"positions from {int(positions.min())} to {int(positions.max())}"
@@ -258,7 +321,7 @@ class Selector:
             problem = f"weights that are not finite or add up to {float(weights.sum()):g}"
         if problem is not None:
             raise ValueError(
-                f"`strategy` must choose {self.budget} of {n} samples with finite weights of "
+                f"`strategy` must choose {size or 'some'} of {n} samples with finite weights of "
                 f"positive sum, got {problem} from {self.strategy!r}."
             )
 
@@ -269,13 +332,30 @@ def _length(data: Any) -> int | None:
 
 
 def _resolve_budget(
-    n: int, fraction: float | None, budget: int | None, batch_size: int | None
-) -> int:
-    if (fraction is None) == (budget is None):
+    n: int,
+    strategy: Strategy,
+    fraction: float | None,
+    budget: int | None,
+    tolerance: float | None,
+) -> int | None:
+    """k, or None where it is up to the strategy or the tolerance."""
+    given = [size for size in (fraction, budget, tolerance) if size is not None]
+    if len(given) != (0 if strategy.sizes_itself else 1):
         raise ValueError(
-            "exactly one of `fraction` and `budget` must be given, got "
-            f"fraction={fraction} and budget={budget}."
+            f"{'none' if strategy.sizes_itself else 'exactly one'} of `fraction`, `budget` and "
+            f"`tolerance` must be given, got fraction={fraction}, budget={budget} and "
+            f"tolerance={tolerance} for {strategy!r}."
         )
+    if tolerance is not None:
+        if not 0 < tolerance < 1:
+            raise ValueError(f"`tolerance` must be in (0, 1), got {tolerance}.")
+        if not strategy.needs_gradients:
+            raise ValueError(
+                f"`tolerance` must come with a strategy that computes gradients, got {strategy!r}."
+            )
+    if not given or tolerance is not None:
+        return None
+    batch_size = strategy.batch_size
     if fraction is not None:
         if not 0 < fraction <= 1:
             raise ValueError(
@@ -303,13 +383,3 @@ def _labels(targets: Tensor) -> Tensor | None:
     """Class labels, if that is what the targets are."""
     whole = not (targets.is_floating_point() or targets.is_complex())
     return targets.long() if whole and targets.ndim == 1 else None
-
-
-def _relative_error(candidates: Candidates, choice: Choice) -> float | None:
-    if candidates.gradients is None:
-        return None
-    atoms, target = candidates.gradients, candidates.target()
-    positions = choice.positions.to(atoms.device)
-    matched = atoms[positions].sum(choice.weights.to(atoms.device))
-    norm = target.norm()
-    return float((matched - target).norm() / norm) if norm > 0 else None

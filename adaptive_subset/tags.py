@@ -1,5 +1,7 @@
 """How a weight gets from the sampler to the loss: it travels with its index, then with its target.
 
+The index goes along, so that the loss can tell whose loss it is.
+
 A weight that is kept beside the data (a queue, a "current batch") is silently wrong as soon as
 batches are reordered, skipped, split or read ahead. So the sampler yields indices that carry their
 weight, and the dataset turns the target of such an index into a tensor that carries it through
@@ -17,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
+
+Tags = tuple[Any, Any]  # weights and indices: tensors for a batch, numbers for a single sample
 
 _NAMES = ("target", "targets", "label", "labels", "y")
 
@@ -42,35 +46,51 @@ class TaggedIndex(int):
 
 
 class WeightedTarget(Tensor):
-    """Targets that carry the weights of their samples.
+    """Targets that carry the weights and the indices of their samples.
 
     Operations that keep, move, repeat or reorder rows (indexing, stacking, flipping, moving to a
-    device, one-hot coding, arithmetic with a number, …) do the same to the weights. All others give
+    device, one-hot coding, arithmetic with a number, …) do the same to the tags. All others give
     a plain tensor, at which `WeightedLoss` raises: a weight is right or missed, never that of
     another sample.
 
     Args:
         targets: (n, …) of a batch, or of any shape for a single sample.
         weights: (n,) float32 for a batch, a float for a single sample.
+        indices: (n,) int64 for a batch, an int for a single sample; −1 where there is none, as
+            for a target that was mixed from several. By default −1.
     """
 
-    _weights: Tensor | float | None
+    _tags: Tags | None
     _writes: int
 
     @staticmethod
-    def __new__(cls, targets: Tensor, weights: Tensor | float | None) -> WeightedTarget:
+    def __new__(
+        cls, targets: Tensor, weights: Tensor | float, indices: Tensor | int = -1
+    ) -> WeightedTarget:
+        if isinstance(weights, Tensor) and not isinstance(indices, Tensor):
+            indices = torch.full_like(weights, indices, dtype=torch.int64)
         tagged: WeightedTarget = Tensor._make_subclass(cls, targets)
-        tagged._weights = weights
+        tagged._tags = weights, indices
         tagged._writes = _writes(tagged)
         return tagged
 
     @property
-    def weights(self) -> Tensor | float | None:
-        """The weights, or None once the targets were written to: rows may have been exchanged.
+    def tags(self) -> Tags | None:
+        """Weights and indices, or None once the targets were written to: rows may have changed.
 
         Setting targets to a number, such as an ignored label, keeps them.
         """
-        return self._weights if self._writes == _writes(self) else None
+        return self._tags if self._writes == _writes(self) else None
+
+    @property
+    def weights(self) -> Tensor | float | None:
+        """The weights, None if they are lost, see `tags`."""
+        return None if (tags := self.tags) is None else tags[0]
+
+    @property
+    def sample_indices(self) -> Tensor | int | None:
+        """The indices in the dataset, None if they are lost, see `tags`."""
+        return None if (tags := self.tags) is None else tags[1]
 
     @classmethod
     def __torch_function__(
@@ -86,10 +106,8 @@ class WeightedTarget(Tensor):
             numbers = all(isinstance(operand, (int, float)) for operand in args[1:])
             same_rows = func in _SAME_ROWS or (func in _ARITHMETIC and numbers)
             if same_rows and args and result is not args[0]:
-                weights = args[0].weights
-                if isinstance(weights, Tensor):
-                    weights = weights.to(result.device, non_blocking=True)
-                return result if weights is None else WeightedTarget(result, weights)
+                tags = args[0].tags
+                return result if tags is None else WeightedTarget(result, *_moved(tags, result))
         return result
 
     def plain(self) -> Tensor:
@@ -98,18 +116,28 @@ class WeightedTarget(Tensor):
             return self.as_subclass(Tensor)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Weights go by value: shared memory of their own would cost a file handle a batch.
-        weights = self.weights
-        values = weights.tolist() if isinstance(weights, Tensor) else weights
-        return _rebuild, (self.plain(), values)
+        # Tags go by value: shared memory of their own would cost a file handle a batch.
+        if (tags := self.tags) is None:
+            return Tensor.clone, (self.plain(),)
+        values = tuple(tag.numpy(force=True) if isinstance(tag, Tensor) else tag for tag in tags)
+        return _rebuild, (self.plain(), *values)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> WeightedTarget:
-        return WeightedTarget(self.plain().clone(), copy.deepcopy(self.weights, memo))
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        tags, targets = self.tags, self.plain().clone()
+        return targets if tags is None else WeightedTarget(targets, *copy.deepcopy(tags, memo))
 
 
-def _rebuild(targets: Tensor, values: list[float] | float | None) -> WeightedTarget:
-    weights = torch.tensor(values, device=targets.device) if isinstance(values, list) else values
-    return WeightedTarget(targets, weights)
+def _rebuild(targets: Tensor, *values: Any) -> WeightedTarget:
+    weights, indices = (torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in values)
+    return WeightedTarget(targets, *_moved((weights, indices), targets))
+
+
+def _moved(tags: Tags, targets: Tensor) -> Tags:
+    """`tags` on the device of `targets`."""
+    if isinstance(tags[0], float):
+        return tags
+    weights, indices = (tag.to(targets.device, non_blocking=True) for tag in tags)
+    return weights, indices
 
 
 def _writes(targets: Tensor) -> int:
@@ -122,25 +150,27 @@ def _writes(targets: Tensor) -> int:
 
 
 def _with_rows(func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> Any:
-    """Attach to `result` the weights of the rows that it consists of.
+    """Attach to `result` the tags of the rows that it consists of.
 
     Which rows those are is found by applying the operation to row numbers instead of targets, so
     that no operation needs a rule of its own.
     """
     first: Any = args[0] if args else kwargs.get("tensors", kwargs.get("input"))
     sources: list[Any] = list(first) if isinstance(first, (list, tuple)) else [first]
-    if any(not isinstance(s, WeightedTarget) or s.weights is None for s in sources):
+    tags: list[Any] = [s.tags if isinstance(s, WeightedTarget) else None for s in sources]
+    if any(tag is None for tag in tags):
         return result
-    single = isinstance(sources[0].weights, float)
-    if any(isinstance(s.weights, float) != single for s in sources):
+    weights, indices = zip(*tags, strict=True)
+    single = isinstance(weights[0], float)
+    if any(isinstance(weight, float) != single for weight in weights):
         return result
     if single:
         dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
         if func is not torch.stack or dim != 0:
             return result
-        return WeightedTarget(result, torch.tensor([s.weights for s in sources]))
-    weights = torch.cat([s.weights for s in sources])
-    numbers = torch.arange(len(weights), device=sources[0].device)
+        return WeightedTarget(result, torch.tensor(weights), torch.tensor(indices))
+    joined = torch.cat(weights), torch.cat(indices)
+    numbers = torch.arange(len(joined[0]), device=sources[0].device)
     rows = [
         part.view(-1, *[1] * (s.ndim - 1)).expand(s.shape)
         for part, s in zip(torch.split(numbers, list(map(len, sources))), sources, strict=True)
@@ -149,17 +179,18 @@ def _with_rows(func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: A
     moved = func(rows if isinstance(first, (list, tuple)) else rows[0], *args[1:], **kwargs)
     if isinstance(result, (tuple, list)):
         pairs = zip(result, moved, strict=True)
-        return type(result)(_attach(part, ids, weights) for part, ids in pairs)
-    return _attach(result, moved, weights)
+        return type(result)(_attach(part, ids, joined) for part, ids in pairs)
+    return _attach(result, moved, joined)
 
 
-def _attach(result: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+def _attach(result: Tensor, rows: Tensor, tags: tuple[Tensor, Tensor]) -> Tensor:
+    rows = rows.to(tags[0].device)
     if rows.ndim == 0:
-        return WeightedTarget(result, float(weights[rows.to(weights.device)]))
+        return WeightedTarget(result, float(tags[0][rows]), int(tags[1][rows]))
     flat = rows.reshape(len(rows), -1)
     if flat.shape[1] == 0 or not torch.equal(flat, flat[:, :1].expand_as(flat)):
         return result  # a row of the result mixes samples
-    return WeightedTarget(result, weights[flat[:, 0].to(weights.device)])
+    return WeightedTarget(result, *(tag[flat[:, 0]] for tag in tags))
 
 
 _ROW_OPERATIONS = {
@@ -216,7 +247,7 @@ class TaggedDataset(Dataset[Any]):
         else:
             items = [self.dataset[i] for i in plain]
         return [
-            self._tagged(item, index.weight) if isinstance(index, TaggedIndex) else item
+            self._tagged(item, index) if isinstance(index, TaggedIndex) else item
             for item, index in zip(items, indices, strict=True)
         ]
 
@@ -225,11 +256,12 @@ class TaggedDataset(Dataset[Any]):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
-    def _tagged(self, item: Any, weight: float) -> Any:
+    def _tagged(self, item: Any, index: TaggedIndex) -> Any:
+        tags = index.weight, int(index)
         if self.target is None and type(item) is tuple and len(item) == 2:  # nearly always
-            return item[0], WeightedTarget(_tensor(item[1], 1), weight)
+            return item[0], WeightedTarget(_tensor(item[1], 1), *tags)
         key = target_key(item, self.target)
-        return _replaced(item, key, WeightedTarget(_tensor(_get(item, key), key), weight))
+        return _replaced(item, key, WeightedTarget(_tensor(_get(item, key), key), *tags))
 
 
 def split_batch(

@@ -1,12 +1,12 @@
 """Train on all the data and on small subsets of them, and compare accuracy and time.
 
-    python examples/train.py                                    # 8 × 8 digits, about a minute
+    python examples/train.py                                    # 8 × 8 digits, about 4 minutes
     python examples/train.py --data mnist --epochs 100 --fraction 0.1
-    python examples/train.py --data path/to/folder --methods full fresh-random grad-match-warm
+    python examples/train.py --data path/to/folder --methods full fresh-random gradmatch-warm
 
-Methods: `full` trains on everything; `random` on a subset drawn once; `fresh-random` on a new
-random subset every epoch (all the data on a short schedule); `grad-match` on a weighted subset
-chosen anew every `--every` epochs, `grad-match-pb` on weighted mini-batches. With `-warm` behind
+Methods: `full` trains on everything, `full-short` on everything for as many steps as a subset run
+has; the others on subsets, chosen by the strategy of that name: `random` once for all,
+`fresh-random` and `infobatch` in every epoch, the rest every `--every` epochs. With `-warm` behind
 it, a method spends its first epochs on shuffled shards of all the data. Finished runs are kept in
 `--out` and are not repeated.
 """
@@ -14,6 +14,7 @@ it, a method spends its first epochs on shuffled shards of all the data. Finishe
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import time
@@ -27,16 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from adaptive_subset import (
-    AdaptiveSubsetSampler,
-    FreshRandom,
-    GradMatch,
-    GradMatchPB,
-    Random,
-    Selector,
-    Strategy,
-    WeightedLoss,
-)
+from adaptive_subset import STRATEGIES, AdaptiveSubsetSampler, Selector, WeightedLoss
 
 try:
     import report
@@ -44,29 +36,29 @@ try:
 except ImportError as error:
     raise SystemExit(f"{error.name} is missing; {data.EXTRA}") from error
 
-SUBSETS = ("random", "fresh-random", "grad-match", "grad-match-pb")
-METHODS = ("full", *SUBSETS, *(f"{name}-warm" for name in SUBSETS if name != "fresh-random"))
+FULL = ("full", "full-short")
+ALWAYS_COLD = ("fresh-random", "infobatch")  # they walk through all the data as it is
+METHODS = (*FULL, *STRATEGIES, *(f"{name}-warm" for name in STRATEGIES if name not in ALWAYS_COLD))
 
 
 def subset_sampler(
     method: str, images: data.Data, options: argparse.Namespace, seed: int
 ) -> AdaptiveSubsetSampler:
     """The sampler of one method; it draws `fraction` of the training set in every epoch."""
-    ways: dict[str, tuple[Strategy, int]] = {
-        "random": (Random(), options.epochs),
-        "fresh-random": (FreshRandom(), 1),
-        "grad-match": (GradMatch(), options.every),
-        "grad-match-pb": (GradMatchPB(options.batch_size), options.every),
-    }
-    strategy, every = ways[method.removesuffix("-warm")]
+    name = method.removesuffix("-warm")
+    arguments = {"batch_size": options.batch_size, "epochs": options.epochs}
+    known = {field.name for field in dataclasses.fields(STRATEGIES[name])}  # type: ignore[arg-type]
+    strategy = STRATEGIES[name](**{k: v for k, v in arguments.items() if k in known})
     selector = Selector(
         images.train,
         strategy,
-        fraction=options.fraction,
+        fraction=None if strategy.sizes_itself else options.fraction,
         pool=images.plain,  # choose by the images as they are, not augmented
+        pool_fraction=options.pool_fraction if strategy.needs_gradients else 1.0,
         num_workers=options.workers,
         seed=seed,
     )
+    every = {"random": options.epochs, "fresh-random": 1, "infobatch": 1}.get(name, options.every)
     warm_start = options.warm_start if method.endswith("-warm") else 0.0
     return AdaptiveSubsetSampler(
         selector, every=every, epochs=options.epochs, warm_start=warm_start, seed=seed
@@ -81,7 +73,10 @@ def train(method: str, images: data.Data, options: argparse.Namespace, seed: int
 
     loading: dict[str, Any] = {"batch_size": options.batch_size, "num_workers": options.workers}
     criterion: nn.Module
-    if method == "full":
+    epochs = options.epochs
+    if method == "full-short":
+        epochs = max(1, round(options.fraction * epochs))
+    if method in FULL:
         sampler = None
         loader = DataLoader(images.train, shuffle=True, **loading)
         criterion = nn.CrossEntropyLoss()
@@ -93,10 +88,10 @@ def train(method: str, images: data.Data, options: argparse.Namespace, seed: int
     optimizer = torch.optim.SGD(
         model.parameters(), options.lr, momentum=0.9, weight_decay=options.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     seconds, curve = 0.0, []
     meter = energy.Meter() if options.energy else None
-    for epoch in range(options.epochs):
+    for epoch in range(epochs):
         start = clock(device)
         if meter is not None:
             meter.start()
@@ -112,7 +107,8 @@ def train(method: str, images: data.Data, options: argparse.Namespace, seed: int
         seconds += clock(device) - start
         if meter is not None:
             meter.stop()
-        if (epoch + 1) % max(1, options.epochs // 20) == 0 or epoch + 1 == options.epochs:
+        # Training on all the data may be stopped after any epoch, at the time of a subset run.
+        if method in FULL or (epoch + 1) % max(1, epochs // 20) == 0 or epoch + 1 == epochs:
             reached = accuracy(model, images.test, device)
             curve.append({"epoch": epoch + 1, "seconds": seconds, "accuracy": reached})
 
@@ -202,9 +198,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", default="digits", help=f"{', '.join(data.NAMES)}, or a folder (digits)")
     add("--methods", nargs="+", choices=METHODS, metavar="METHOD",
-        default=["full", "random", "fresh-random", "grad-match"])  # fmt: skip
+        default=["full", "random", "fresh-random", "gradmatch"])  # fmt: skip
     add("--fraction", type=float, default=0.1, help="size of the subset (0.1)")
     add("--every", type=int, default=20, help="epochs between selections, the paper's R (20)")
+    add("--pool-fraction", type=float, default=1.0,
+        help="share of the data that a selection looks at, drawn afresh (1)")  # fmt: skip
     add("--warm-start", type=float, default=0.5, help="warm share of a -warm method (0.5)")
     add("--epochs", type=int, default=100, help="epochs of every method (100)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
@@ -224,6 +222,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if not 0 < options.fraction <= 1:
         parser.error(f"--fraction must be in (0, 1], got {options.fraction}")
+    if not options.fraction <= options.pool_fraction <= 1:
+        parser.error(f"--pool-fraction must be in [--fraction, 1], got {options.pool_fraction}")
     if not 0 <= options.warm_start <= 1:
         parser.error(f"--warm-start must be in [0, 1], got {options.warm_start}")
     if options.device == "auto":

@@ -261,7 +261,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_comparison_end_to_end_and_resumed(tmp_path: Path) -> None:
     arguments = ["--epochs", 2, "--every", 1, "--seeds", 0, "--out", tmp_path, "--data", "digits"]
-    methods = ["full", "random", "fresh-random", "grad-match"]
+    methods = ["full", "random", "fresh-random", "gradmatch"]
     first = run(*arguments)
     assert first.returncode == 0, first.stderr
     for words in ("speed-up", *methods):
@@ -279,7 +279,7 @@ def test_comparison_end_to_end_and_resumed(tmp_path: Path) -> None:
         assert result["curve"][-1]["accuracy"] == result["accuracy"]
         assert result["seconds"] == result["curve"][-1]["seconds"] > result["selection_seconds"]
     assert results["runs"]["full"][0]["accuracy"] > 0.5
-    (result,) = results["runs"]["grad-match"]
+    (result,) = results["runs"]["gradmatch"]
     assert [selection["epoch"] for selection in result["selections"]] == [0, 1]
     assert all(0 <= selection["relative_error"] < 1 for selection in result["selections"])
     assert result["selection_seconds"] > 0
@@ -287,12 +287,12 @@ def test_comparison_end_to_end_and_resumed(tmp_path: Path) -> None:
     # A killed job, resumed: only the run that is missing is repeated.
     (missing,) = (tmp_path / "finished").glob("random-seed0-*")
     missing.unlink()
-    second = run(*arguments, "--methods", *methods, "grad-match-pb-warm")
+    second = run(*arguments, "--methods", *methods, "gradmatch-pb-warm")
     assert second.returncode == 0, second.stderr
     lines = [line for line in second.stdout.splitlines() if "seed 0" in line]
     assert [line.split(",")[0] for line in lines if "done before" not in line] == [
         "random",
-        "grad-match-pb-warm",
+        "gradmatch-pb-warm",
     ]
     again = json.loads((tmp_path / "results.json").read_text())
     assert again["runs"]["full"] == results["runs"]["full"]

@@ -118,7 +118,7 @@ def test_gradients_equal_a_loop_of_backward_calls(name: str) -> None:
     criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
     expected = looped_gradients(model, criterion, x, y, heads)
     batches = [(x[:2], y[:2]), (x[2:], y[2:])] if len(x) > 2 else [(x, y)]
-    gradients, targets = last_layer_gradients(model, batches, criterion)
+    gradients, targets, _ = last_layer_gradients(model, batches, criterion)
     assert gradients.dtype == torch.float64
     assert expected.abs().max() > 1e-6
     torch.testing.assert_close(dense(gradients), expected, rtol=1e-9, atol=1e-12)

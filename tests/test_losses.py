@@ -98,7 +98,8 @@ def test_weighted_losses_and_gradients_are_exact(name: str) -> None:
     output = OUTPUT.clone().requires_grad_()
     losses = written_out(name, output)
     expected = (WEIGHTS * losses).sum() / divisor
-    found = weighted_loss(criterion, output, target, WEIGHTS)
+    found, unweighted = weighted_loss(criterion, output, target, WEIGHTS)
+    torch.testing.assert_close(unweighted, losses)
     torch.testing.assert_close(per_sample_losses(criterion, output, target), losses)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(
@@ -118,13 +119,13 @@ def test_weights_of_one_give_the_bare_criterion(name: str, dtype: torch.dtype) -
     target = target.to(dtype) if target.is_floating_point() else target
     output = OUTPUT.to(dtype)
     torch.testing.assert_close(
-        weighted_loss(criterion, output, target, torch.ones(N)), criterion(output, target)
+        weighted_loss(criterion, output, target, torch.ones(N))[0], criterion(output, target)
     )
 
 
 def test_a_criterion_that_is_zero_gives_zero() -> None:
     target = REAL.clone().requires_grad_()
-    loss = weighted_loss(nn.MSELoss(), target, REAL, WEIGHTS)
+    loss, _ = weighted_loss(nn.MSELoss(), target, REAL, WEIGHTS)
     loss.backward()
     assert float(loss.detach()) == 0
     assert target.grad is not None
@@ -136,15 +137,17 @@ def test_losses_that_cancel_keep_their_gradient() -> None:
         return (output * target).mean(1).mean()
 
     output = torch.tensor([[1.0], [-1.0], [2.0], [-2.0 + 1e-7]], requires_grad=True)
-    loss = weighted_loss(signed, output, torch.ones(4, 1), torch.ones(4))
+    loss, _ = weighted_loss(signed, output, torch.ones(4, 1), torch.ones(4))
     (gradient,) = torch.autograd.grad(loss, output)
     torch.testing.assert_close(gradient, torch.full((4, 1), 0.25))
 
 
 def test_no_reduction_gives_the_weighted_losses() -> None:
     criterion = nn.MSELoss(reduction="none")
-    found = weighted_loss(criterion, OUTPUT, REAL, WEIGHTS)
-    torch.testing.assert_close(found, (OUTPUT - REAL).square() * WEIGHTS[:, None].double())
+    found, losses = weighted_loss(criterion, OUTPUT, REAL, WEIGHTS)
+    squares = (OUTPUT - REAL).square()
+    torch.testing.assert_close(found, squares * WEIGHTS[:, None].double())
+    torch.testing.assert_close(losses, squares.sum(1))
 
 
 def contrastive(output: Tensor, target: Tensor) -> Tensor:
@@ -183,9 +186,9 @@ def test_a_batch_of_one_class_does_not_hide_class_weights() -> None:
 def test_a_compiled_criterion_is_left_as_it_is() -> None:
     criterion = nn.CrossEntropyLoss()
     compiled = torch.compile(criterion, backend="eager")
-    found = weighted_loss(compiled, OUTPUT, LABELS, WEIGHTS)
+    found, _ = weighted_loss(compiled, OUTPUT, LABELS, WEIGHTS)
     assert criterion.reduction == "mean"
-    torch.testing.assert_close(found, weighted_loss(criterion, OUTPUT, LABELS, WEIGHTS))
+    torch.testing.assert_close(found, weighted_loss(criterion, OUTPUT, LABELS, WEIGHTS)[0])
 
 
 def test_the_criterion_is_left_as_it_is() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,44 +12,12 @@ from hypothesis import strategies as st
 from sklearn.linear_model import orthogonal_mp_gram
 from torch import Tensor
 
-from adaptive_subset.strategies.omp import Atoms, OMPResult, _make_feasible, omp
+from adaptive_subset.strategies.omp import DenseAtoms, OMPResult, _make_feasible, omp
 from tests import reference
 
 FORMS = ("primal", "dual")
 both_forms = pytest.mark.parametrize("form", FORMS)
 both_signs = pytest.mark.parametrize("nonnegative", [True, False], ids=["nonnegative", "signed"])
-
-
-@dataclass
-class DenseAtoms:
-    matrix: Tensor
-
-    @property
-    def dim(self) -> int:
-        return self.matrix.shape[1]
-
-    @property
-    def device(self) -> torch.device:
-        return self.matrix.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.matrix.dtype
-
-    def __len__(self) -> int:
-        return len(self.matrix)
-
-    def correlate(self, vector: Tensor) -> Tensor:
-        return self.matrix @ vector
-
-    def dense(self, index: int) -> Tensor:
-        return self.matrix[index]
-
-    def gram_column(self, index: int) -> Tensor:
-        return self.matrix @ self.matrix[index]
-
-    def squared_norms(self) -> Tensor:
-        return self.matrix.square().sum(dim=1)
 
 
 def gaussian(n: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -64,8 +32,10 @@ def gaussian(n: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
 def solve(
     matrix: Tensor, target: Tensor, budget: int, ridge: float, **options: object
 ) -> OMPResult:
-    atoms: Atoms = DenseAtoms(matrix)
-    return omp(atoms, target, budget, ridge=ridge, **options)
+    """omp on the rows of `matrix`, tensors in and out."""
+    result = omp(DenseAtoms(matrix.numpy()), target.numpy(), budget, ridge=ridge, **options)
+    support, weights = (torch.from_numpy(a) for a in (result.support, result.weights))
+    return replace(result, support=support, weights=weights)
 
 
 def assert_sound(result: OMPResult, matrix: Tensor, budget: int, nonnegative: bool) -> None:
@@ -130,6 +100,33 @@ def test_every_step_is_the_greedy_step_of_the_slow_reference(
 
 
 @both_signs
+def test_short_atoms_are_left_out_of_sight_and_nothing_else(nonnegative: bool) -> None:
+    """Lengths over many scales, as those of a trained network's gradients are."""
+    read = []
+
+    class Counting(DenseAtoms):
+        def __getitem__(self, index: np.ndarray) -> Counting:
+            return Counting(self.matrix[index])
+
+        def correlate(self, vector: np.ndarray, first: int) -> np.ndarray:
+            read.append(first)
+            return super().correlate(vector, first)
+
+    generator = torch.Generator().manual_seed(4)
+    lengths = 10 ** (4 * torch.rand(2000, 1, generator=generator) - 3).double()
+    matrix = gaussian(2000, 12, seed=5)[0] * lengths
+    target, ridge = matrix.sum(dim=0), 0.5 * float(matrix.square().sum(dim=1).mean())
+    options = {"ridge": ridge, "nonnegative": nonnegative}
+    seen = omp(Counting(matrix.numpy()), target.numpy(), 60, _form="primal", **options)
+    assert sum(read) < 0.5 * 60 * 2000
+    support, weights = reference.ridge_omp(
+        matrix.numpy(), target.numpy(), 60, ridge, nonnegative=nonnegative
+    )
+    assert seen.support.tolist() == support
+    np.testing.assert_allclose(seen.weights, weights, rtol=1e-6, atol=1e-9)
+
+
+@both_signs
 @pytest.mark.parametrize("relative", [0.5, 1e-3, 1e-6])
 @pytest.mark.parametrize(("n", "d", "k"), [(400, 30, 120), (100, 150, 60)])
 def test_primal_and_dual_agree(n: int, d: int, k: int, relative: float, nonnegative: bool) -> None:
@@ -152,13 +149,16 @@ def test_the_cheaper_form_is_chosen(k: int, d: int, form: str) -> None:
     class Counting(DenseAtoms):
         columns = 0
 
-        def gram_column(self, index: int) -> Tensor:
+        def __getitem__(self, index: np.ndarray) -> Counting:
+            return self  # the order is no matter here
+
+        def gram_column(self, index: int) -> np.ndarray:
             self.columns += 1
             return super().gram_column(index)
 
     matrix, target = gaussian(100, d, seed=2)
-    atoms = Counting(matrix)
-    omp(atoms, target, k, ridge=100.0)
+    atoms = Counting(matrix.numpy())
+    omp(atoms, target.numpy(), k, ridge=100.0)
     assert (atoms.columns > 0) == (form == "dual")
 
 
@@ -319,13 +319,13 @@ def test_the_walk_towards_a_new_fit_ends_at_its_first_boundary() -> None:
         support: list[int] = [0, 1, 2]  # noqa: RUF012
         fits = iter(([-1.0, -0.5, 3.0], [-1.0, -4.5], [2.0]))
 
-        def weights(self) -> Tensor:
-            return torch.tensor(next(self.fits))
+        def weights(self) -> np.ndarray:
+            return np.array(next(self.fits))
 
         def remove(self, index: int) -> None:
             self.support = [i for i in self.support if i != index]
 
-    weights, out = _make_feasible(Scripted(), torch.ones(2))  # type: ignore[arg-type]
+    weights, out = _make_feasible(Scripted(), np.ones(2))  # type: ignore[arg-type]
     assert out == [0, 1]
     assert weights.tolist() == [2.0]
 
@@ -503,7 +503,7 @@ def test_inputs_and_global_state_are_left_alone() -> None:
         ),
         (
             {"matrix": torch.ones(2, 3).half()},
-            r"`atoms` must be float32 or float64, got torch.float16\. Upcast them",
+            r"`atoms` must be float32 or float64, got float16\. Upcast them",
         ),
         ({"budget": 0}, r"`budget` must be at least 1, got 0\."),
         ({"ridge": -0.5}, r"`ridge` must be finite and at least 0, got -0\.5\."),

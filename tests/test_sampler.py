@@ -15,6 +15,7 @@ from adaptive_subset import (
     AdaptiveSubsetSampler,
     GradMatch,
     GradMatchPB,
+    InfoBatch,
     Random,
     Selector,
     TaggedIndex,
@@ -35,10 +36,15 @@ def model() -> nn.Module:
     return models.mlp()
 
 
-def make(strategy: Any = None, fraction: float = 0.25, **options: Any) -> AdaptiveSubsetSampler:
-    selector = Selector(
-        data(), strategy or GradMatch(), fraction=fraction, criterion=nn.CrossEntropyLoss()
-    )
+def make(
+    strategy: Any = None,
+    fraction: float | None = 0.25,
+    tolerance: float | None = None,
+    **options: Any,
+) -> AdaptiveSubsetSampler:
+    criterion = nn.CrossEntropyLoss()
+    size = {"fraction": fraction, "tolerance": tolerance}
+    selector = Selector(data(), strategy or GradMatch(), criterion=criterion, **size)
     return AdaptiveSubsetSampler(selector, **{"every": 2, **options})
 
 
@@ -214,7 +220,16 @@ def test_resampling_refuses_negative_weights() -> None:
         iter(sampler)
 
 
-def test_a_killed_run_resumes_exactly() -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"every": 3, "epochs": 12, "warm_start": 0.25},
+        {"every": 3, "fraction": None, "tolerance": 0.2, "strategy": GradMatch(lam=0.01)},
+        {"every": 1, "fraction": None, "strategy": InfoBatch(epochs=12)},
+    ],
+    ids=["warm", "tolerance", "infobatch"],
+)
+def test_a_killed_run_resumes_exactly(options: dict[str, Any]) -> None:
     def train(net: nn.Module, sampler: AdaptiveSubsetSampler, epochs: range) -> list[Any]:
         criterion = WeightedLoss(nn.CrossEntropyLoss(), sampler.selector)
         optimizer = torch.optim.SGD(net.parameters(), 0.5)
@@ -230,7 +245,6 @@ def test_a_killed_run_resumes_exactly() -> None:
                 optimizer.step()
         return seen
 
-    options = {"every": 3, "epochs": 12, "warm_start": 0.25}
     whole_net, whole_sampler = model(), make(**options)
     whole = train(whole_net, whole_sampler, range(12))
 

@@ -16,9 +16,11 @@ from adaptive_subset import (
     Choice,
     GradMatch,
     GradMatchPB,
+    InfoBatch,
     Random,
     Selection,
     Selector,
+    Strategy,
     WeightedLoss,
 )
 from tests import models
@@ -51,8 +53,16 @@ def test_the_budget_follows_from_fraction_or_budget(arguments: dict[str, Any], b
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"fraction": None}, r"exactly one of `fraction` and `budget`"),
-        ({"budget": 3}, r"exactly one of `fraction` and `budget`.*fraction=0.25 and budget=3"),
+        ({"fraction": None}, r"exactly one of `fraction`, `budget` and `tolerance`"),
+        ({"tolerance": 0.1}, r"exactly one of .* got fraction=0.25, budget=None and tolerance=0.1"),
+        ({"fraction": None, "tolerance": 1.0}, r"`tolerance` must be in \(0, 1\), got 1.0"),
+        (
+            {"fraction": None, "tolerance": 0.1, "strategy": Random()},
+            r"`tolerance` must come with a strategy that computes gradients, got Random\(\)",
+        ),
+        ({"size_varies": True}, r"`size_varies` must be False for a fixed `fraction`"),
+        ({"strategy": InfoBatch()}, r"none of `fraction`, .* got fraction=0.25.*for InfoBatch"),
+        ({"budget": 3}, r"exactly one of.* fraction=0.25, budget=3 and"),
         ({"fraction": 0.0}, r"`fraction` must be in \(0, 1\], got 0.0"),
         ({"fraction": 1.5}, r"`fraction` must be in \(0, 1\], got 1.5"),
         ({"fraction": None, "budget": 0}, r"`budget` must be in \[1, 40\], got 0"),
@@ -80,9 +90,54 @@ def test_a_stream_is_refused() -> None:
         Selector(Stream(), GradMatch(), budget=1)
 
 
-def test_a_strategy_class_is_no_strategy() -> None:
-    with pytest.raises(TypeError, match=r"`strategy` must have .*Pass an instance"):
-        make("gradmatch")
+@pytest.mark.parametrize(
+    "strategy", [GradMatch(lam=0.01, scope="global"), GradMatchPB(batch_size=2, lam=0.01)]
+)
+def test_the_smallest_subset_within_a_tolerance(strategy: Any) -> None:
+    net = models.mlp()
+    options = {"fraction": None, "strategy": strategy}
+    errors = {}
+    for size in range(strategy.batch_size or 1, N + 1, strategy.batch_size or 1):
+        errors[size] = make(**options, budget=size).select(net, 0).relative_error
+    for tolerance in (0.5, 0.2, 0.1):
+        selection = make(**options, tolerance=tolerance).select(net, 0)
+        assert selection.relative_error is not None
+        assert selection.relative_error <= tolerance
+        smaller = len(selection) - (strategy.batch_size or 1)
+        assert smaller == 0 or errors[smaller] > tolerance
+        assert selection.relative_error == pytest.approx(errors[len(selection)])
+
+
+def test_a_tolerance_out_of_reach_is_reported() -> None:
+    selector = make(GradMatch(lam=100), fraction=None, tolerance=1e-3)
+    with pytest.raises(ValueError, match=r"`tolerance` must be within reach.*all 40 candidates"):
+        selector.select(models.mlp(), 0)
+    assert selector.selection is None
+
+
+def test_the_first_selection_sets_the_size_unless_it_varies() -> None:
+    nets = [models.mlp(), models.mlp()]
+    with torch.no_grad():
+        nets[1][-1].weight.mul_(20)  # other gradients: another size
+    options = {"strategy": GradMatch(lam=0.01), "fraction": None, "tolerance": 0.2}
+    sizes = [len(make(**options).select(net, 0)) for net in nets]
+    assert sizes[0] != sizes[1]
+    fixed, varying = make(**options), make(**options, size_varies=True)
+    assert fixed.size is None
+    assert [len(fixed.select(net, 0)) for net in nets] == [sizes[0], sizes[0]]
+    assert fixed.size == sizes[0]
+    assert [len(varying.select(net, 0)) for net in nets] == sizes
+    assert varying.size is None
+
+
+def test_a_strategy_has_a_name() -> None:
+    assert make("gradmatch").strategy == GradMatch()
+
+
+@pytest.mark.parametrize("strategy", ["grad-match", GradMatch])
+def test_what_is_no_strategy(strategy: Any) -> None:
+    with pytest.raises(TypeError, match=r"`strategy` must be one of random, .*, or an instance"):
+        make(strategy)
 
 
 def test_the_loss_comes_from_the_weighted_loss() -> None:
@@ -270,10 +325,7 @@ def test_gradients_that_are_not_finite_raise_and_leave_the_selection() -> None:
     assert selector.selection is first
 
 
-class Wrong:
-    needs_gradients = False
-    batch_size = None
-
+class Wrong(Strategy):
     def __init__(self, choice: Choice) -> None:
         self.choice = choice
 

@@ -11,18 +11,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adaptive_subset.gradients import FactoredGradients
+from adaptive_subset.last_layer import LastLayer
 from adaptive_subset.strategies import (
+    CRAIG,
+    CRAIGPB,
+    GLISTER,
     STRATEGIES,
     Candidates,
     Choice,
     FreshRandom,
+    GradientNorm,
     GradMatch,
     GradMatchPB,
     Random,
     Strategy,
     Validation,
 )
-from adaptive_subset.strategies.strategy import proportional_shares
+from adaptive_subset.strategies.problems import equal_shares, proportional_shares
 
 EVERY: dict[str, Strategy] = {
     "random": Random(),
@@ -32,9 +37,21 @@ EVERY: dict[str, Strategy] = {
     "global": GradMatch(scope="global"),
     "absolute": GradMatch(lam=0.01, lam_is="absolute"),
     "signed": GradMatch(nonnegative=False),
+    "equal shares": GradMatch(shares="equal"),
     "per batch": GradMatchPB(batch_size=4),
+    "craig": CRAIG(),
+    "craig, own rows": CRAIG(scope="per-gradient"),
+    "craig, global": CRAIG(scope="global"),
+    "craig, stochastic": CRAIG(epsilon=0.1),
+    "craig, nothing stored": CRAIG(memory=0),
+    "craig per batch": CRAIGPB(batch_size=4),
+    "gradient norm": GradientNorm(),
+    "gradient norm, biased": GradientNorm(unbiased=False),
+    "glister": GLISTER(refreshes=4),
+    "glister, per class": GLISTER(scope="per-class"),
 }
-MATCHING = [name for name, strategy in EVERY.items() if strategy.needs_gradients]
+GRADIENTS = [name for name, strategy in EVERY.items() if strategy.needs_gradients]
+MATCHING = [name for name, s in EVERY.items() if isinstance(s, (GradMatch, GradMatchPB))]
 
 
 def candidates(n: int = 48, classes: int = 3, p: int = 10, seed: int = 0) -> Candidates:
@@ -46,13 +63,22 @@ def candidates(n: int = 48, classes: int = 3, p: int = 10, seed: int = 0) -> Can
     centres = torch.rand(classes, p, generator=generator, dtype=torch.float64)
     noise = torch.randn(n, p, generator=generator, dtype=torch.float64)
     features = (centres[labels] + 0.3 * noise).relu()
-    return Candidates(n, FactoredGradients([(delta, features)]), labels)
+    # A layer that gives these logits, so that gradients and layer belong together.
+    weight = torch.linalg.lstsq(features, logits).solution.T.contiguous()
+    layer = LastLayer(features, weight, labels, torch.nn.CrossEntropyLoss())
+    return Candidates(n, FactoredGradients([(delta, features)]), labels, last_layer=layer)
 
 
 def permuted(given: Candidates, order: Tensor) -> Candidates:
     assert given.gradients is not None
     assert given.classes is not None
-    return Candidates(given.n, given.gradients[order], given.classes[order])
+    assert given.last_layer is not None
+    return replace(
+        given,
+        gradients=given.gradients[order],
+        classes=given.classes[order],
+        last_layer=given.last_layer[order],
+    )
 
 
 def error(given: Candidates, choice: Choice) -> float:
@@ -85,7 +111,7 @@ def test_a_choice_is_a_pure_function_of_seed_and_epoch(name: str) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("name", ["per-gradient", "per-class", "global", "absolute", "signed"])
+@pytest.mark.parametrize("name", [name for name in MATCHING if name != "per batch"])
 def test_a_choice_follows_a_permutation_of_the_candidates(name: str) -> None:
     given = candidates()
     order = torch.randperm(given.n, generator=torch.Generator().manual_seed(5))
@@ -98,6 +124,17 @@ def test_a_choice_follows_a_permutation_of_the_candidates(name: str) -> None:
     torch.testing.assert_close(*dense)
 
 
+@pytest.mark.parametrize("name", ["craig", "craig, own rows", "craig, global"])
+def test_medoids_of_permuted_candidates_are_as_good(name: str) -> None:
+    """Either one of two neighbours may stand for both, so the medoids themselves can differ."""
+    given = candidates()
+    order = torch.randperm(given.n, generator=torch.Generator().manual_seed(5))
+    straight, shuffled = (
+        EVERY[name].select(some, 12, seed=0, epoch=0) for some in (given, permuted(given, order))
+    )
+    assert straight.objective == pytest.approx(shuffled.objective)
+
+
 @pytest.mark.parametrize("name", MATCHING)
 def test_matching_beats_random_subsets(name: str) -> None:
     given, budget = candidates(n=240), 24
@@ -106,7 +143,7 @@ def test_matching_beats_random_subsets(name: str) -> None:
     assert chosen < sorted(random)[5]
 
 
-@pytest.mark.parametrize("name", MATCHING)
+@pytest.mark.parametrize("name", [name for name in GRADIENTS if "norm" not in name])
 def test_zero_gradients_fill_up_at_random_with_a_warning(name: str) -> None:
     given = candidates()
     zero = FactoredGradients([(0 * d, h) for d, h in given.atoms.blocks])
@@ -116,7 +153,7 @@ def test_zero_gradients_fill_up_at_random_with_a_warning(name: str) -> None:
     assert (choice.weights == choice.weights[0]).all()
 
 
-@pytest.mark.parametrize("name", MATCHING)
+@pytest.mark.parametrize("name", GRADIENTS)
 def test_duplicate_candidates_are_no_obstacle(name: str) -> None:
     given = candidates(n=24)
     twice = torch.arange(24).repeat(2)
@@ -124,7 +161,7 @@ def test_duplicate_candidates_are_no_obstacle(name: str) -> None:
     assert len(choice.positions.unique()) == 12
 
 
-@pytest.mark.parametrize("name", MATCHING)
+@pytest.mark.parametrize("name", GRADIENTS)
 def test_a_class_of_one_and_more_classes_than_budget(name: str) -> None:
     given = candidates(n=48)
     labels = torch.zeros(48, dtype=torch.long)
@@ -133,12 +170,12 @@ def test_a_class_of_one_and_more_classes_than_budget(name: str) -> None:
     assert (
         0 in EVERY[name].select(lone, 12, seed=0, epoch=0).positions
         or "batch" in name
-        or (name == "global")
+        or getattr(EVERY[name], "scope", "global") == "global"
     )
     assert len(EVERY[name].select(given, 4, seed=0, epoch=0).positions) == 4
 
 
-@pytest.mark.parametrize("name", MATCHING)
+@pytest.mark.parametrize("name", [*MATCHING, *(name for name in GRADIENTS if "craig" in name)])
 def test_float32_agrees_with_float64(name: str) -> None:
     given = candidates()
     single = FactoredGradients([(d.float(), h.float()) for d, h in given.atoms.blocks])
@@ -149,7 +186,7 @@ def test_float32_agrees_with_float64(name: str) -> None:
     assert rounded.objective == pytest.approx(exact.objective, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", MATCHING)
+@pytest.mark.parametrize("name", GRADIENTS)
 def test_without_classes_there_is_one_problem(name: str) -> None:
     choice = EVERY[name].select(replace(candidates(), classes=None), 12, seed=0, epoch=0)
     assert len(choice.positions.unique()) == 12
@@ -217,6 +254,17 @@ def test_fresh_random_sees_every_sample_equally_often() -> None:
     given = Candidates(10)
     draws = [FreshRandom().select(given, 4, seed=3, epoch=e).positions for e in range(5)]
     assert torch.bincount(torch.cat(draws)).tolist() == [2] * 10
+
+
+@given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=12), share=st.floats(0.001, 1.0))
+def test_equal_shares_add_up_fit_and_are_equal_where_they_can(
+    sizes: list[int], share: float
+) -> None:
+    budget = max(1, int(share * sum(sizes)))
+    shares = equal_shares(sizes, budget)
+    assert sum(shares) == budget
+    assert all(0 <= k <= n for k, n in zip(shares, sizes, strict=True))
+    assert all(k == n or k >= max(shares) - 1 for k, n in zip(shares, sizes, strict=True))
 
 
 @given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=12), share=st.floats(0.001, 1.0))

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from adaptive_subset import TaggedDataset, TaggedIndex, WeightedTarget
 from adaptive_subset.tags import split_batch
@@ -146,7 +147,39 @@ def test_batched_fetching_and_attributes_are_those_of_the_dataset() -> None:
 
 
 def batch() -> WeightedTarget:
-    return WeightedTarget(torch.arange(4), torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    return WeightedTarget(torch.arange(4), torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.arange(4))
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda t: t[[3, 1]],
+        lambda t: t.flip(0),
+        lambda t: t.repeat(2),
+        lambda t: t.chunk(2)[1],
+        lambda t: torch.cat([t, t[1:3]]),
+        lambda t: torch.stack([t[2], t[0]]),
+        lambda t: F.one_hot(t),
+        lambda t: t.float() + 1,
+        lambda t: t.clone(),
+    ],
+)
+def test_indices_move_with_the_weights(move: Any) -> None:
+    moved = move(batch())
+    assert torch.equal(batch().weights[moved.sample_indices], moved.weights)
+
+
+def test_a_target_without_an_index() -> None:
+    assert WeightedTarget(torch.zeros(3), torch.ones(3)).sample_indices.tolist() == [-1, -1, -1]
+    assert WeightedTarget(torch.zeros(()), 1.0).sample_indices == -1
+
+
+def test_loaded_targets_know_their_indices() -> None:
+    data = TaggedDataset(TensorDataset(torch.arange(6.0), torch.arange(6) % 2))
+    order = [TaggedIndex(i, 1.0 + i) for i in (4, 0, 5, 2)]
+    for x, y in DataLoader(data, 2, sampler=order):
+        assert torch.equal(y.sample_indices, x.long())
+        assert torch.equal(y.weights, 1 + x)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +190,7 @@ def test_copies_keep_their_weights(twin: Any) -> None:
     assert isinstance(again, WeightedTarget)
     assert torch.equal(again.plain(), torch.arange(4))
     assert torch.equal(again.weights, batch().weights)
+    assert torch.equal(again.sample_indices, batch().sample_indices)
 
 
 def test_ordinary_uses_see_an_ordinary_tensor() -> None:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from adaptive_subset.gradients import BatchGradients
+from adaptive_subset.gradients import BatchGradients, FactoredGradients
 from adaptive_subset.randomness import seeded
-from adaptive_subset.strategies.omp import Atoms, omp
-from adaptive_subset.strategies.strategy import Candidates, Choice, proportional_shares
+from adaptive_subset.strategies.omp import atoms_of, omp
+from adaptive_subset.strategies.problems import (
+    Scope,
+    Shares,
+    by_problem,
+    check_scope,
+    fill,
+    mini_batches,
+    warn_if_mostly_filled,
+)
+from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy
 
 
 @dataclass(frozen=True)
-class _Matching:
+class _Matching(Strategy):
     """The hyper-parameters that both granularities share."""
 
     lam: float = 0.5
@@ -39,34 +47,32 @@ class _Matching:
 
     def _match(
         self,
-        atoms: Atoms,
+        gradients: FactoredGradients | BatchGradients,
         target: Tensor,
         budget: int,
         generator: torch.Generator,
         fill_weight: float = 1.0,
     ) -> Choice:
         """OMP, then random atoms of weight `fill_weight` up to the budget."""
-        ridge = self.lam
+        atoms, ridge = atoms_of(gradients), self.lam
         if self.lam_is == "relative":
-            ridge *= float(atoms.squared_norms().double().mean())
+            ridge *= float(atoms.squared_norms().mean())
         result = omp(
             atoms,
-            target,
+            target.numpy(force=True),
             budget,
             ridge=ridge,
             nonnegative=self.nonnegative,
             tolerance=self.tolerance,
         )
-        positions, weights = result.support.cpu(), result.weights.cpu()
-        missing = budget - len(positions)
-        if missing:
-            free = torch.ones(len(atoms), dtype=torch.bool)
-            free[positions] = False
-            rest = free.nonzero()[:, 0]
-            extra = rest[torch.randperm(len(rest), generator=generator)[:missing]]
-            positions = torch.cat([positions, extra])
-            weights = torch.cat([weights, weights.new_full((missing,), fill_weight)])
-        return Choice(positions, weights, objective=result.objective, filled=missing)
+        positions, weights = torch.from_numpy(result.support), torch.from_numpy(result.weights)
+        rest = fill(len(atoms), positions, budget, generator)
+        return Choice(
+            torch.cat([positions, rest]),
+            torch.cat([weights, weights.new_full((len(rest),), fill_weight)]),
+            objective=result.objective,
+            filled=len(rest),
+        )
 
 
 @dataclass(frozen=True)
@@ -97,45 +103,30 @@ class GradMatch(_Matching):
             layer that belongs to the class; "per-class" matches the whole last layer class by
             class; "global" the whole last layer of all classes at once. Targets that are no class
             labels (regression, soft labels) are always matched globally.
+        shares: "proportional" gives each class a part of the budget by its size, "equal" the same.
 
     Example:
-        >>> GradMatch(lam=0.5)
-        GradMatch(lam=0.5, lam_is='relative', nonnegative=True, tolerance=0.0, scope='per-gradient')
+        >>> GradMatch(scope="global").scope
+        'global'
     """
 
-    scope: Literal["per-gradient", "per-class", "global"] = "per-gradient"
-
-    batch_size = None
+    scope: Scope = "per-gradient"
+    shares: Shares = "proportional"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scope not in ("per-gradient", "per-class", "global"):
-            raise ValueError(
-                f'`scope` must be "per-gradient", "per-class" or "global", got {self.scope!r}.'
-            )
+        check_scope(self.scope, self.shares)
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`."""
-        if self.scope == "global" or candidates.classes is None:
-            problems = [(torch.arange(candidates.n), candidates)]
-        else:
-            reduced = candidates.own_rows() if self.scope == "per-gradient" else candidates
-            problems = reduced.by_class()
-        shares = proportional_shares([len(members) for members, _ in problems], budget)
         generator = seeded(seed, epoch)
-        choices = [
-            (members, self._match(problem.atoms, problem.target(), share, generator))
-            for (members, problem), share in zip(problems, shares, strict=True)
-            if share
-        ]
-        filled = sum(choice.filled for _, choice in choices)
-        _warn_if_mostly_filled(filled, budget)
-        return Choice(
-            torch.cat([members[choice.positions] for members, choice in choices]),
-            torch.cat([choice.weights for _, choice in choices]),
-            objective=sum(choice.objective or 0.0 for _, choice in choices),
-            filled=filled,
-        )
+
+        def solve(problem: Candidates, size: int) -> Choice:
+            return self._match(problem.atoms, problem.target(), size, generator)
+
+        choice = by_problem(candidates, budget, solve, scope=self.scope, shares=self.shares)
+        warn_if_mostly_filled(choice, "GRAD-MATCH")
+        return choice
 
 
 @dataclass(frozen=True)
@@ -161,10 +152,7 @@ class GradMatchPB(_Matching):
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`; `budget` is a multiple of the batch size."""
         generator = seeded(seed, epoch)
-        batches = candidates.n // self.batch_size
-        order = torch.randperm(candidates.n, generator=generator)
-        members = order[: batches * self.batch_size].view(batches, self.batch_size)
-        atoms = BatchGradients(candidates.atoms, members.to(candidates.atoms.device))
+        members, atoms = mini_batches(candidates, self.batch_size, generator)
         # A batch's gradient is a mean: in units of samples its weight is B times smaller.
         choice = self._match(
             atoms,
@@ -173,21 +161,11 @@ class GradMatchPB(_Matching):
             generator,
             fill_weight=float(self.batch_size),
         )
-        _warn_if_mostly_filled(choice.filled, len(choice.positions))
+        warn_if_mostly_filled(choice, "GRAD-MATCH")
         return Choice(
             members[choice.positions].flatten(),
             choice.weights.repeat_interleave(self.batch_size) / self.batch_size,
             objective=choice.objective,
             filled=choice.filled * self.batch_size,
             batch_size=self.batch_size,
-        )
-
-
-def _warn_if_mostly_filled(filled: int, budget: int) -> None:
-    if 2 * filled > budget:
-        warnings.warn(
-            f"GRAD-MATCH matched with {budget - filled} of {budget} candidates and filled up with "
-            f"{filled} random ones: gradients are zero, or `tolerance` is met early. Choose a "
-            "smaller budget or tolerance.",
-            stacklevel=4,
         )

@@ -1,7 +1,9 @@
 """Orthogonal matching pursuit with a ridge: which atoms to take, and with what weights.
 
 Symbols: n atoms aᵢ of length d (rows of A), budget k, target b, ridge λ, support S, A_S its rows.
-Nothing here knows a model or a data set; an atom is whatever has inner products.
+Nothing here knows a model or a data set; an atom is whatever has inner products. The solver runs
+in numpy on the CPU: a step is a handful of products with small matrices, for which the time that
+torch takes to start an operation, on a GPU above all, would be most of it.
 """
 
 from __future__ import annotations
@@ -9,10 +11,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from adaptive_subset.gradients import BatchGradients, FactoredGradients
+
+Array = np.ndarray[Any, Any]
 
 
 class Atoms(Protocol):
@@ -21,22 +28,88 @@ class Atoms(Protocol):
     @property
     def dim(self) -> int: ...
     @property
-    def device(self) -> torch.device: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
+    def dtype(self) -> np.dtype[Any]: ...
     def __len__(self) -> int: ...
-    def correlate(self, vector: Tensor, /) -> Tensor: ...  # (d,) -> (n,): ⟨aᵢ, vector⟩
-    def dense(self, index: int, /) -> Tensor: ...  # (d,): one atom
-    def gram_column(self, index: int, /) -> Tensor: ...  # (n,): ⟨aᵢ, a_index⟩
-    def squared_norms(self) -> Tensor: ...  # (n,): ‖aᵢ‖²
+    def __getitem__(self, index: Array, /) -> Atoms: ...  # (n,): in another order
+    def correlate(self, vector: Array, first: int, /) -> Array: ...  # ⟨aᵢ, vector⟩, i < first
+    def dense(self, index: int, /) -> Array: ...  # (d,): one atom
+    def gram_column(self, index: int, /) -> Array: ...  # (n,): ⟨aᵢ, a_index⟩
+    def squared_norms(self) -> Array: ...  # (n,): ‖aᵢ‖²
+
+
+class DenseAtoms:
+    """Atoms that are the rows of a matrix (n, d)."""
+
+    def __init__(self, matrix: Array) -> None:
+        self.matrix, self.dim, self.dtype = matrix, matrix.shape[1], matrix.dtype
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    def __getitem__(self, index: Array) -> DenseAtoms:
+        return DenseAtoms(self.matrix[index])
+
+    def correlate(self, vector: Array, first: int) -> Array:
+        return self.matrix[:first] @ vector
+
+    def dense(self, index: int) -> Array:
+        return self.matrix[index]
+
+    def gram_column(self, index: int) -> Array:
+        return self.matrix @ self.matrix[index]
+
+    def squared_norms(self) -> Array:
+        return np.einsum("ij,ij->i", self.matrix, self.matrix, dtype=np.float64)
+
+
+class GradientAtoms:
+    """Atoms that are gradients, on whatever device; only vectors leave it."""
+
+    def __init__(self, gradients: FactoredGradients | BatchGradients) -> None:
+        self.gradients = gradients
+        self.dim = gradients.dim
+        self.dtype = np.dtype(str(gradients.dtype).removeprefix("torch."))
+
+    def __len__(self) -> int:
+        return len(self.gradients)
+
+    def __getitem__(self, index: Array) -> GradientAtoms:
+        rows = torch.from_numpy(index).to(self.gradients.device)
+        return GradientAtoms(self.gradients[rows])
+
+    def correlate(self, vector: Array, first: int) -> Array:
+        on_device = torch.from_numpy(vector).to(self.gradients.device)
+        return _array(self.gradients.correlate(on_device, first))
+
+    def dense(self, index: int) -> Array:
+        return _array(self.gradients.dense(index))
+
+    def gram_column(self, index: int) -> Array:
+        return _array(self.gradients.gram_column(index))
+
+    def squared_norms(self) -> Array:
+        return _array(self.gradients.squared_norms().double())
+
+
+def atoms_of(gradients: FactoredGradients | BatchGradients) -> Atoms:
+    """The gradients as atoms: a matrix where that takes no more room than the factors."""
+    if isinstance(gradients, FactoredGradients) and len(gradients.blocks) == 1:
+        ((delta, h),) = gradients.blocks
+        if delta.shape[1] == 1:
+            return DenseAtoms(_array(delta * h))
+    return GradientAtoms(gradients)
+
+
+def _array(tensor: Tensor) -> Array:
+    return tensor.detach().numpy(force=True)
 
 
 @dataclass(frozen=True, eq=False)
 class OMPResult:
     """The chosen atoms, their weights, and how good the match is."""
 
-    support: Tensor  # (s,) int64, s <= k, in the order of choice
-    weights: Tensor  # (s,) in the atoms' dtype; all > 0 if non-negative
+    support: Array  # (s,) int64, s <= k, in the order of choice
+    weights: Array  # (s,) in the atoms' dtype; all > 0 if non-negative
     objective: float  # ‖Σ wᵢaᵢ − b‖² + λ‖w‖²
     residual: float  # ‖Σ wᵢaᵢ − b‖²
     dropped: int  # how often an atom was taken out again
@@ -44,7 +117,7 @@ class OMPResult:
 
 def omp(
     atoms: Atoms,
-    target: Tensor,
+    target: Array,
     budget: int,
     *,
     ridge: float,
@@ -66,7 +139,8 @@ def omp(
 
     Cost of an atom, float64 counted twice: 4d² and one `correlate` in the primal form, about nk
     and one `gram_column` in the dual one; the primal form is taken where 4d² <= nk, and then its
-    d² + kd numbers of memory are fewer than the other's nk. Where λ is below about
+    2d² + kd numbers of memory are fewer than the other's nk. It looks only at atoms long enough
+    to win, ‖aᵢ‖‖r‖ >= max cⱼ: few, where most samples are fitted well. Where λ is below about
     3·10⁻⁵ mean ‖aᵢ‖² a dropped atom costs as much as adding all the others again.
 
     Args:
@@ -85,55 +159,61 @@ def omp(
         ValueError: An argument is out of range, or atoms or target are not finite.
     """
     norms = _check(atoms, target, budget, ridge, tolerance)
-    n, d, b = len(atoms), atoms.dim, target.detach().to(torch.float64)
+    n, d, b = len(atoms), atoms.dim, target.astype(np.float64)
     budget, energy, mean = min(budget, n), float(b @ b), float(norms.sum()) / max(n, 1)
-    solved = max(ridge, max(1e-8, 8 * torch.finfo(atoms.dtype).eps) * mean)  # λ with its floor
+    solved = max(ridge, max(1e-8, 8 * float(np.finfo(atoms.dtype).eps)) * mean)  # λ, its floor
     primal = _form == "primal" if _form else 4 * d * d <= n * budget
+    order = np.arange(n)
+    if primal:
+        order = np.argsort(-norms, kind="stable")
+        atoms, norms = atoms[order], norms[order]
     fit = (_Primal if primal else _Dual)(atoms, b, norms, budget, solved)
-    closed = torch.zeros_like(fit.correlations())  # −∞ where chosen
-    least = 1e-13 * math.sqrt(float(norms.amax()) * energy) if mean else math.inf
+    closed = np.zeros(n, dtype=atoms.dtype)  # −∞ where chosen
+    least = 1e-13 * math.sqrt(norms.max() * energy) if mean else math.inf
     weights, dropped = fit.weights(), 0
     for _ in range(4 * budget + 100):
-        before = float(fit.objective)
+        before = fit.objective
         if len(fit.support) == budget or before <= tolerance * energy:
             break
-        c = fit.correlations()
-        score = closed + (c if nonnegative else c.abs())
-        best = int(score.argmax())
-        noise = 10 * solved * float(weights.abs().amax()) if len(weights) and solved > ridge else 0
-        if not float(score[best]) > max(least, noise):
+        best, correlation = fit.best(closed, nonnegative)
+        noise = 10 * solved * float(np.abs(weights).max()) if len(weights) and solved > ridge else 0
+        if not correlation > max(least, noise):
             break
         fit.add(best)
-        closed[best] = -torch.inf
+        closed[best] = -np.inf
         if nonnegative:
             weights, out = _make_feasible(fit, weights)
             closed[out] = 0.0
             dropped += len(out)
-            if out and before - float(fit.objective) <= 1e-15 * energy:
+            if out and before - fit.objective <= 1e-15 * energy:
                 break  # no progress beyond rounding: the only way to run in circles
         elif solved > ridge:
             weights = fit.weights()
-    weights = fit.weights().to(atoms.dtype)
-    rounded = weights.double()
+    weights = fit.weights().astype(atoms.dtype)
+    rounded = weights.astype(np.float64)
     rest = b - fit.combine(rounded)
     residual = float(rest @ rest)
     objective = residual + ridge * float(rounded @ rounded)
-    support = torch.tensor(fit.support, dtype=torch.int64, device=atoms.device)
+    support = order[np.array(fit.support, dtype=np.int64)]
     return OMPResult(support, weights, objective, residual, dropped)
 
 
-def _make_feasible(fit: _Fit, feasible: Tensor) -> tuple[Tensor, list[int]]:
+def _make_feasible(fit: _Fit, feasible: Array) -> tuple[Array, list[int]]:
     """Inner loop of Lawson and Hanson, after one atom joined a fit whose weights are > 0.
 
     Walk from the old weights towards the new ones up to the first that would turn negative,
     drop its atom, fit again. Returns the positive weights (s,) and the dropped atoms.
     """
-    old, new = torch.cat([feasible, feasible.new_zeros(1)]), fit.weights()
+    new = fit.weights()
     out: list[int] = []
-    while len(new) and float(new.min()) <= 0:
-        share = (old / (old - new).clamp_min(1e-300)).masked_fill(new > 0, torch.inf)
+    if new.min() > 0:
+        return new, out
+    old = np.append(feasible, 0.0)
+    while len(new) and new.min() <= 0:
+        share, falling = np.full(len(new), np.inf), new <= 0
+        share[falling] = old[falling] / np.maximum(old[falling] - new[falling], 1e-300)
         stays = share > share.min()
-        old = (old + share.min() * (new - old)).clamp_min(0)[stays]
+        old = np.maximum(old + share.min() * (new - old), 0)[stays]
         for index in [i for i, kept in zip(fit.support, stays.tolist(), strict=True) if not kept]:
             fit.remove(index)
             out.append(index)
@@ -141,11 +221,11 @@ def _make_feasible(fit: _Fit, feasible: Tensor) -> tuple[Tensor, list[int]]:
     return new, out
 
 
-def _check(atoms: Atoms, target: Tensor, budget: int, ridge: float, tolerance: float) -> Tensor:
+def _check(atoms: Atoms, target: Array, budget: int, ridge: float, tolerance: float) -> Array:
     """The squared norms (n,) in float64, once all arguments were found to be in range."""
-    if atoms.dtype not in (torch.float32, torch.float64):
+    if atoms.dtype not in (np.float32, np.float64):
         raise ValueError(
-            f"`atoms` must be float32 or float64, got {atoms.dtype}. Upcast them with `.float()`."
+            f"`atoms` must be float32 or float64, got {atoms.dtype}. Upcast them to float32."
         )
     if target.shape != (atoms.dim,):
         raise ValueError(
@@ -156,9 +236,9 @@ def _check(atoms: Atoms, target: Tensor, budget: int, ridge: float, tolerance: f
     for name, value in (("ridge", ridge), ("tolerance", tolerance)):
         if not 0 <= value < math.inf:
             raise ValueError(f"`{name}` must be finite and at least 0, got {value}.")
-    norms = atoms.squared_norms().to(torch.float64)
+    norms = atoms.squared_norms().astype(np.float64)
     for name, values in (("target", target), ("atoms", norms)):
-        bad = int((~torch.isfinite(values)).sum())
+        bad = int((~np.isfinite(values)).sum())
         if bad:
             raise ValueError(f"`{name}` must be finite, got {bad} of {len(values)} that are not.")
     return norms
@@ -172,7 +252,7 @@ class _Fit(ABC):
     (−) atom j is P ← P ∓ vvᵀ/s, and the objective falls or rises by cⱼ²/s (Sherman-Morrison).
     """
 
-    def __init__(self, atoms: Atoms, target: Tensor, norms: Tensor, budget: int, ridge: float):
+    def __init__(self, atoms: Atoms, target: Array, norms: Array, budget: int, ridge: float):
         self.atoms, self.target, self.norms = atoms, target, norms
         self.budget, self.ridge = budget, ridge
         self.clear()
@@ -180,74 +260,105 @@ class _Fit(ABC):
     def clear(self) -> None:
         """The empty support: P = I, r = b."""
         self.support: list[int] = []
-        self.objective = self.target @ self.target
+        self.objective = float(self.target @ self.target)
 
     def add(self, index: int) -> None:
         self.support.append(index)
-        image, overlap, correlation = self._image(index)
-        self._update(index, image, self.ridge + overlap, correlation, 1)
+        image, overlap, correlation = self._image(index, len(self.support) - 1)
+        self._update(image, self.ridge + overlap, correlation, 1)
 
     def remove(self, index: int) -> None:
         """Downdate; where s is too small to divide by, add the others to an empty support."""
-        image, overlap, correlation = self._image(index)
+        place = self.support.index(index)
+        image, overlap, correlation = self._image(index, place)
         pivot = self.ridge - overlap
-        others = [i for i in self.support if i != index]
-        if float(pivot) > 1e-9 * float(self.norms[index]):
-            self._update(index, image, pivot, correlation, -1)
-            self.support = others
+        if pivot > 1e-9 * self.norms[index]:
+            self._update(image, pivot, correlation, -1)
+            self._forget(place)
         else:
+            others = self.support[:place] + self.support[place + 1 :]
             self.clear()
             for other in others:
                 self.add(other)
 
-    def _update(self, index: int, image: Tensor, pivot: Tensor, c: Tensor, sign: int) -> None:
-        scale = pivot.rsqrt()
+    def _update(self, image: Array, pivot: float, c: float, sign: int) -> None:
+        scale = 1 / math.sqrt(pivot)
         step = c * scale
-        self._apply(index, image * scale, step, sign)
-        self.objective = self.objective - sign * step * step
+        self._apply(image * scale, step, sign)
+        self.objective -= sign * step * step
+
+    def _forget(self, place: int) -> None:
+        del self.support[place]
 
     @abstractmethod
-    def correlations(self) -> Tensor: ...
+    def best(self, closed: Array, nonnegative: bool) -> tuple[int, float]: ...  # and its c or |c|
     @abstractmethod
-    def weights(self) -> Tensor: ...
+    def weights(self) -> Array: ...
     @abstractmethod
-    def combine(self, weights: Tensor) -> Tensor: ...  # A_Sᵀw (d,)
+    def combine(self, weights: Array) -> Array: ...  # A_Sᵀw (d,)
     @abstractmethod
-    def _image(self, index: int) -> tuple[Tensor, Tensor, Tensor]: ...
+    def _image(self, index: int, place: int) -> tuple[Array, float, float]: ...  # v, a·v, c
     @abstractmethod
-    def _apply(self, index: int, image: Tensor, step: Tensor, sign: int) -> None: ...
+    def _apply(self, image: Array, step: float, sign: int) -> None: ...
+
+
+def _largest(c: Array, closed: Array, nonnegative: bool) -> tuple[int, float]:
+    score = (c if nonnegative else np.abs(c)) + closed[: len(c)]
+    index = int(score.argmax())
+    return index, float(score[index])
 
 
 class _Primal(_Fit):
-    """P (d, d), r (d,) and A_S (k, d); c comes fresh from r, in the atoms' dtype, without drift."""
+    """P (d, d), r (d,) and A_S (k, d); c comes fresh from r, in the atoms' dtype, without drift.
+
+    Atoms must be in the order of falling ‖aᵢ‖.
+    """
+
+    def __init__(self, atoms: Atoms, target: Array, norms: Array, budget: int, ridge: float):
+        super().__init__(atoms, target, norms, budget, ridge)
+        self.shortness = -np.sqrt(norms)  # ascending
+        self.reach = min(len(norms), 64)
 
     def clear(self) -> None:
         super().clear()
-        self.operator = torch.eye(len(self.target)).to(self.target)
-        self.residual = self.target.clone()
-        self.rows = self.target.new_empty(self.budget, len(self.target))
+        d = len(self.target)
+        self.operator, self.scratch = np.eye(d), np.empty((d, d))
+        self.residual = self.target.copy()
+        self.rows = np.empty((self.budget, d))
 
-    def correlations(self) -> Tensor:
-        return self.atoms.correlate(self.residual.to(self.atoms.dtype))
+    def best(self, closed: Array, nonnegative: bool) -> tuple[int, float]:
+        # cᵢ <= ‖aᵢ‖‖r‖, and the longest atoms come first: whoever could win is among the first.
+        residual = self.residual.astype(self.atoms.dtype)
+        length = math.sqrt(self.residual @ self.residual)
+        while True:
+            c = self.atoms.correlate(residual, self.reach)
+            index, score = _largest(c, closed, nonnegative)
+            least = score / length if length and score > 0 else 0.0
+            enough = int(self.shortness.searchsorted(-least))
+            if enough <= self.reach:
+                return index, score
+            self.reach = min(self.reach + enough, len(self.shortness))
 
-    def weights(self) -> Tensor:
+    def weights(self) -> Array:
         return self.rows[: len(self.support)] @ self.residual / self.ridge
 
-    def combine(self, weights: Tensor) -> Tensor:
+    def combine(self, weights: Array) -> Array:
         return weights @ self.rows[: len(self.support)]
 
-    def _image(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        row = self.rows[self.support.index(index)]
-        row.copy_(self.atoms.dense(index))
+    def _image(self, index: int, place: int) -> tuple[Array, float, float]:
+        row = self.rows[place]
+        row[:] = self.atoms.dense(index)
         image = self.operator @ row
-        return image, row @ image, row @ self.residual
+        return image, float(row @ image), float(row @ self.residual)
 
-    def _apply(self, index: int, image: Tensor, step: Tensor, sign: int) -> None:
-        self.operator.addr_(image, image, alpha=-sign)
-        self.residual.addcmul_(image, step, value=-sign)
-        if sign < 0:
-            at, size = self.support.index(index), len(self.support)
-            self.rows[at : size - 1] = self.rows[at + 1 : size].clone()
+    def _apply(self, image: Array, step: float, sign: int) -> None:
+        np.multiply(image[:, None], image, out=self.scratch)
+        (np.subtract if sign > 0 else np.add)(self.operator, self.scratch, out=self.operator)
+        self.residual -= (sign * step) * image
+
+    def _forget(self, place: int) -> None:
+        self.rows[place : len(self.support) - 1] = self.rows[place + 1 : len(self.support)]
+        super()._forget(place)
 
 
 class _Dual(_Fit):
@@ -258,32 +369,32 @@ class _Dual(_Fit):
 
     def clear(self) -> None:
         super().clear()
-        self.c = self.atoms.correlate(self.target.to(self.atoms.dtype)).to(torch.float64, copy=True)
-        self.columns = self.c.new_empty(self.budget, len(self.c))  # Vᵀ; grows if atoms are dropped
+        self.c = self.atoms.correlate(self.target.astype(self.atoms.dtype), len(self.atoms))
+        self.c = self.c.astype(np.float64)
+        self.columns = np.empty((self.budget, len(self.c)))  # Vᵀ; grows if atoms are dropped
         self.signs: list[float] = []
 
-    def correlations(self) -> Tensor:
-        return self.c
+    def best(self, closed: Array, nonnegative: bool) -> tuple[int, float]:
+        return _largest(self.c, closed, nonnegative)
 
-    def weights(self) -> Tensor:
-        support = torch.tensor(self.support, dtype=torch.int64, device=self.c.device)
-        return self.c[support] / self.ridge
+    def weights(self) -> Array:
+        return self.c[self.support] / self.ridge
 
-    def combine(self, weights: Tensor) -> Tensor:
-        total = torch.zeros_like(self.target)
-        for index, weight in zip(self.support, weights, strict=True):
-            total += weight * self.atoms.dense(index).double()
+    def combine(self, weights: Array) -> Array:
+        total = np.zeros_like(self.target)
+        for index, weight in zip(self.support, weights.tolist(), strict=True):
+            total += weight * self.atoms.dense(index).astype(np.float64)
         return total
 
-    def _image(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _image(self, index: int, place: int) -> tuple[Array, float, float]:
         used = self.columns[: len(self.signs)]
-        signed = used[:, index] * self.c.new_tensor(self.signs)
-        image = torch.addmv(self.atoms.gram_column(index).double(), used.T, signed, alpha=-1)
-        return image, image[index], self.c[index]
+        signed = used[:, index] * np.array(self.signs)
+        image = self.atoms.gram_column(index) - signed @ used
+        return image, float(image[index]), float(self.c[index])
 
-    def _apply(self, index: int, image: Tensor, step: Tensor, sign: int) -> None:
+    def _apply(self, image: Array, step: float, sign: int) -> None:
         if len(self.signs) == len(self.columns):
-            self.columns = torch.cat([self.columns, torch.empty_like(self.columns)])
+            self.columns = np.concatenate([self.columns, np.empty_like(self.columns)])
         self.columns[len(self.signs)] = image
         self.signs.append(float(sign))
-        self.c.addcmul_(image, step, value=-sign)
+        self.c -= (sign * step) * image

@@ -7,18 +7,15 @@ from dataclasses import dataclass
 import torch
 
 from adaptive_subset.randomness import seeded, shard
-from adaptive_subset.strategies.strategy import Candidates, Choice
+from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(Strategy):
     """A uniform random subset with equal weights, the same at every selection.
 
     The baseline RANDOM of GRAD-MATCH (Killamsetty et al. 2021, §5).
     """
-
-    needs_gradients = False
-    batch_size = None
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`; `epoch` has no influence."""
@@ -27,7 +24,7 @@ class Random:
 
 
 @dataclass(frozen=True)
-class FreshRandom:
+class FreshRandom(Strategy):
     """A new random subset at every selection, without replacement across selections.
 
     Meant for ``every=1``: each epoch trains on the next k samples of endlessly reshuffled passes
@@ -37,9 +34,6 @@ class FreshRandom:
     epoch hold up to two passes, in which a sample can occur twice; it is then drawn from the second
     pass without those of the first.
     """
-
-    needs_gradients = False
-    batch_size = None
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`; a pure function of `seed` and `epoch`."""

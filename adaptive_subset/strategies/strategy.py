@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from adaptive_subset.gradients import FactoredGradients
+from adaptive_subset.last_layer import LastLayer
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,11 +21,13 @@ class Validation:
         gradients: of m validation samples.
         classes: (m,) int64 labels, None where targets are no labels.
         scale: n / m, which brings their sum to the count of the candidates.
+        last_layer: see `Candidates`.
     """
 
     gradients: FactoredGradients
     classes: Tensor | None
     scale: float
+    last_layer: LastLayer | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +39,18 @@ class Candidates:
         gradients: their last-layer gradients, None for a strategy that needs none.
         classes: (n,) int64 labels on the gradients' device, None where targets are no labels.
         validation: set to match validation gradients (`isValid` in the paper's Algorithm 1).
+        losses: (n,) float32 on the CPU, the loss that each had when it was last trained on, NaN if
+            never; None for a strategy that needs none.
+        last_layer: what the gradients were computed from; None for a model whose output is not
+            that of one last layer.
     """
 
     n: int
     gradients: FactoredGradients | None = None
     classes: Tensor | None = None
     validation: Validation | None = None
+    losses: Tensor | None = None
+    last_layer: LastLayer | None = None
 
     @property
     def atoms(self) -> FactoredGradients:
@@ -54,6 +64,31 @@ class Candidates:
         if self.validation is None:
             return self.atoms.sum()
         return self.validation.gradients.sum() * self.validation.scale
+
+    def target_after(self, step: Tensor) -> Tensor:
+        """b after the last layer moved by −`step` (d,).
+
+        Raises:
+            ValueError: the model's output is not that of one last layer.
+        """
+        validation = self.validation
+        layer = self.last_layer if validation is None else validation.last_layer
+        if layer is None:
+            raise ValueError(
+                "`model` must return the output of its one last layer as it is, to tell what a "
+                "step of that layer does; got a model that changes it, or has several. Use another "
+                "strategy."
+            )
+        return layer.gradient_after(step) * (1.0 if validation is None else validation.scale)
+
+    def relative_error(self, choice: Choice) -> float | None:
+        """``‖Σ wᵢgᵢ − b‖ / ‖b‖`` over the whole last layer; None without gradients, or b = 0."""
+        if self.gradients is None:
+            return None
+        target, place = self.target(), self.gradients.device
+        matched = self.gradients[choice.positions.to(place)].sum(choice.weights.to(place))
+        norm = target.norm()
+        return float((matched - target).norm() / norm) if norm > 0 else None
 
     def own_rows(self) -> Candidates:
         """Each gradient reduced to the row of its class, see `FactoredGradients.own_rows`."""
@@ -82,11 +117,23 @@ class Candidates:
         if validation is not None:
             assert validation.classes is not None
             chosen = (validation.classes == label).nonzero()[:, 0]
-            validation = Validation(
-                validation.gradients[chosen], validation.classes[chosen], validation.scale
+            layer = validation.last_layer
+            validation = replace(
+                validation,
+                gradients=validation.gradients[chosen],
+                classes=validation.classes[chosen],
+                last_layer=None if layer is None else layer[chosen],
             )
         assert self.classes is not None
-        return Candidates(len(members), self.atoms[members], self.classes[members], validation)
+        return replace(
+            self,
+            n=len(members),
+            gradients=self.atoms[members],
+            classes=self.classes[members],
+            validation=validation,
+            losses=None if self.losses is None else self.losses[members.cpu()],
+            last_layer=None if self.last_layer is None else self.last_layer[members],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,41 +155,24 @@ class Choice:
     batch_size: int | None = None
 
 
-@runtime_checkable
-class Strategy(Protocol):
-    """Anything with these three members is a strategy; a frozen dataclass is the usual form.
+class Strategy(ABC):
+    """Base of all strategies; a frozen dataclass with a `select` is the usual form.
 
     Attributes:
-        needs_gradients: whether to run the model over the candidates first.
+        needs_gradients: run the model over the candidates first, for `Candidates.gradients`.
+        needs_losses: note the losses of training, for `Candidates.losses`.
         batch_size: the size of the mini-batches that it chooses, None where it chooses samples.
+        sizes_itself: it takes no budget; the size of its choice varies.
     """
 
-    @property
-    def needs_gradients(self) -> bool: ...
+    needs_gradients: ClassVar[bool] = False
+    needs_losses: ClassVar[bool] = False
+    sizes_itself: ClassVar[bool] = False
+    batch_size: int | None = None
 
-    @property
-    def batch_size(self) -> int | None: ...
-
+    @abstractmethod
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
-        """Choose exactly `budget` of the candidates, a pure function of the arguments."""
-        ...
+        """Choose exactly `budget` of the candidates, a pure function of the arguments.
 
-
-def proportional_shares(sizes: list[int], budget: int) -> list[int]:
-    """Share `budget` in proportion to `sizes` by largest remainders, at least one each if it can.
-
-    Example:
-        >>> proportional_shares([70, 25, 5], 10)
-        [7, 2, 1]
-    """
-    total = sum(sizes)
-    least = min(1, budget // max(1, len(sizes)))
-    exact = [budget * size / total for size in sizes]
-    shares = [max(least, int(share)) for share in exact]
-    while (missing := budget - sum(shares)) != 0:
-        step = 1 if missing > 0 else -1
-        # The share that is furthest on the wrong side of its exact value moves by one.
-        movable = [i for i, s in enumerate(shares) if (s < sizes[i] if step > 0 else s > least)]
-        i = max(movable, key=lambda i: step * (exact[i] - shares[i]))
-        shares[i] += step
-    return shares
+        A strategy that sizes itself chooses at least one and at most `budget`, which is n.
+        """

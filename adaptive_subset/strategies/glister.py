@@ -1,0 +1,89 @@
+"""GLISTER: samples whose step lowers the validation loss most (Killamsetty et al., AAAI 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from adaptive_subset.randomness import seeded
+from adaptive_subset.strategies.problems import (
+    Shares,
+    by_problem,
+    check_scope,
+    fill,
+    warn_if_mostly_filled,
+)
+from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy
+
+
+@dataclass(frozen=True)
+class GLISTER(Strategy):
+    r"""Greedy on the validation loss after one step of the last layer on the chosen samples.
+
+    Each pick maximises :math:`\langle g_i, \nabla L_V(\theta_S) \rangle`, the first-order gain of
+    :math:`-L_V(\theta_S - \eta g_i)`, where :math:`\theta_S` is :math:`\theta` minus η times the
+    mean of the chosen :math:`g_j` (Killamsetty et al. 2021, "GLISTER: Generalization based Data
+    Subset Selection for Efficient and Robust Learning", §4, GLISTER-ONLINE with the Taylor
+    approximation). The validation gradient is computed anew, from the outputs that the moved layer
+    gives, after every k / `refreshes` picks. Without a validation set the training loss takes its
+    place. All weights are n/k.
+
+    Deviation: the step is the mean over S, not the sum, so that it does not grow with the budget.
+
+    Args:
+        lr: η, the learning rate of the look-ahead step, that of the training, for the mean over
+            samples of their losses.
+        refreshes: how often the validation gradient is computed in a selection, at least 1.
+        scope: "global" (the paper's), or "per-class": each class by itself, from its own validation
+            samples and with its own part of the budget.
+        shares: of the classes, see `GradMatch`.
+
+    Raises:
+        ValueError: on a model whose output is not that of its one last layer, whose change
+            therefore cannot be followed.
+    """
+
+    lr: float = 0.05
+    refreshes: int = 20
+    scope: Literal["per-class", "global"] = "global"
+    shares: Shares = "proportional"
+
+    needs_gradients = True
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"`lr` must be above 0, got {self.lr}.")
+        if self.refreshes < 1:
+            raise ValueError(f"`refreshes` must be at least 1, got {self.refreshes}.")
+        check_scope(self.scope, self.shares, among=("per-class", "global"))
+
+    def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
+        """See `Strategy.select`."""
+        generator = seeded(seed, epoch)
+
+        def solve(problem: Candidates, size: int) -> Choice:
+            return self._greedy(problem, size, generator)
+
+        choice = by_problem(candidates, budget, solve, scope=self.scope, shares=self.shares)
+        warn_if_mostly_filled(choice, "GLISTER")
+        weights = torch.full((budget,), candidates.n / budget)
+        return replace(choice, weights=weights)
+
+    def _greedy(self, candidates: Candidates, budget: int, generator: torch.Generator) -> Choice:
+        atoms, count = candidates.atoms, max(1, budget // self.refreshes)
+        step = torch.zeros(atoms.dim, dtype=atoms.dtype, device=atoms.device)
+        closed = torch.zeros(candidates.n, dtype=atoms.dtype, device=atoms.device)
+        chosen = torch.zeros(0, dtype=torch.int64, device=atoms.device)
+        while len(chosen) < budget:
+            scores = atoms.correlate(candidates.target_after(step))
+            if not bool(scores.any()):
+                break
+            order = (scores + closed).argsort(descending=True, stable=True)
+            chosen = torch.cat([chosen, order[: min(count, budget - len(chosen))]])
+            closed[chosen] = -torch.inf
+            step = atoms[chosen].sum() * (self.lr / len(chosen))
+        positions = chosen.cpu()
+        rest = fill(candidates.n, positions, budget, generator)
+        return Choice(torch.cat([positions, rest]), torch.ones(budget), filled=len(rest))

@@ -1,0 +1,126 @@
+"""How strategies divide a selection into smaller ones: by class, and by mini-batch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from adaptive_subset.gradients import BatchGradients
+from adaptive_subset.strategies.strategy import Candidates, Choice
+
+Scope = Literal["per-gradient", "per-class", "global"]
+Shares = Literal["proportional", "equal"]
+
+
+def by_problem(
+    candidates: Candidates,
+    budget: int,
+    solve: Callable[[Candidates, int], Choice],
+    *,
+    scope: Scope,
+    shares: Shares,
+) -> Choice:
+    """The choices of each problem that `scope` divides the candidates into, put together.
+
+    Args:
+        candidates: to be divided by class; where there are no classes they are one problem.
+        budget: k, to be shared between the problems.
+        solve: chooses that many of some candidates.
+        scope, shares: see `GradMatch`.
+    """
+    problems = [(torch.arange(candidates.n), candidates)]
+    if scope != "global" and candidates.classes is not None:
+        reduced = candidates.own_rows() if scope == "per-gradient" else candidates
+        problems = reduced.by_class()
+    share = {"proportional": proportional_shares, "equal": equal_shares}[shares]
+    parts = [
+        (members, solve(problem, size))
+        for (members, problem), size in zip(
+            problems, share([len(members) for members, _ in problems], budget), strict=True
+        )
+        if size
+    ]
+    objectives: list[Any] = [part.objective for _, part in parts]
+    return Choice(
+        torch.cat([members[part.positions] for members, part in parts]),
+        torch.cat([part.weights for _, part in parts]),
+        objective=None if None in objectives else sum(objectives),
+        filled=sum(part.filled for _, part in parts),
+    )
+
+
+def check_scope(scope: str, shares: str, among: tuple[str, ...] = get_args(Scope)) -> None:
+    """Raise a ValueError for what is no `Scope`, or not `among` those allowed, or no `Shares`."""
+    for name, value, known in (("scope", scope, among), ("shares", shares, get_args(Shares))):
+        if value not in known:
+            choices = " or ".join(f'"{word}"' for word in known)
+            raise ValueError(f"`{name}` must be {choices}, got {value!r}.")
+
+
+def fill(n: int, positions: Tensor, budget: int, generator: torch.Generator) -> Tensor:
+    """Random ones of the n that are not in `positions` yet, so that there are `budget` in all."""
+    free = torch.ones(n, dtype=torch.bool)
+    free[positions] = False
+    rest = free.nonzero()[:, 0]
+    return rest[torch.randperm(len(rest), generator=generator)[: budget - len(positions)]]
+
+
+def warn_if_mostly_filled(choice: Choice, name: str) -> None:
+    """Say so when a strategy chose less than half of its subset itself."""
+    budget = len(choice.positions)
+    if 2 * choice.filled > budget:
+        warnings.warn(
+            f"{name} chose {budget - choice.filled} of {budget} candidates and filled up with "
+            f"{choice.filled} random ones: gradients are zero or equal, or a tolerance is met "
+            "early. Choose a smaller budget.",
+            stacklevel=4,
+        )
+
+
+def mini_batches(
+    candidates: Candidates, batch_size: int, generator: torch.Generator
+) -> tuple[Tensor, BatchGradients]:
+    """A random partition into ⌊n/B⌋ mini-batches, (m, B) positions, and their mean gradients."""
+    batches = candidates.n // batch_size
+    order = torch.randperm(candidates.n, generator=generator)
+    members = order[: batches * batch_size].view(batches, batch_size)
+    return members, BatchGradients(candidates.atoms, members.to(candidates.atoms.device))
+
+
+def equal_shares(sizes: list[int], budget: int) -> list[int]:
+    """Share `budget` equally; what is too much for a small class goes to the others.
+
+    Example:
+        >>> equal_shares([70, 25, 5], 30)
+        [13, 12, 5]
+    """
+    shares = [0] * len(sizes)
+    left = budget
+    for place, i in enumerate(sorted(range(len(sizes)), key=lambda i: (sizes[i], -i))):
+        shares[i] = min(sizes[i], left // (len(sizes) - place))
+        left -= shares[i]
+    return shares
+
+
+def proportional_shares(sizes: list[int], budget: int) -> list[int]:
+    """Share `budget` in proportion to `sizes` by largest remainders, at least one each if it can.
+
+    Example:
+        >>> proportional_shares([70, 25, 5], 10)
+        [7, 2, 1]
+    """
+    total = sum(sizes)
+    least = min(1, budget // max(1, len(sizes)))
+    exact = [budget * size / total for size in sizes]
+    shares = [max(least, int(share)) for share in exact]
+    while (missing := budget - sum(shares)) != 0:
+        step = 1 if missing > 0 else -1
+        # The share that is furthest on the wrong side of its exact value moves by one.
+        movable = [i for i, s in enumerate(shares) if (s < sizes[i] if step > 0 else s > least)]
+        i = max(movable, key=lambda i: step * (exact[i] - shares[i]))
+        shares[i] += step
+    return shares

@@ -1,0 +1,51 @@
+"""The smallest subset that is good enough, instead of the best one of a given size."""
+
+from __future__ import annotations
+
+from adaptive_subset.strategies import Candidates, Choice, Strategy
+
+
+def smallest_choice(
+    strategy: Strategy, candidates: Candidates, tolerance: float, *, seed: int, epoch: int
+) -> Choice:
+    """The smallest choice with ``‖Σ wᵢgᵢ − b‖ ≤ tolerance · ‖b‖`` (GRAD-MATCH, Theorem 3).
+
+    The budget is doubled until the error is small enough and then bisected, so the strategy runs
+    about 2 log₂ k times, always on the same gradients. The next smaller budget misses the
+    tolerance; where the error does not fall steadily, an even smaller one may meet it by chance.
+
+    Args:
+        strategy: any that needs gradients.
+        candidates: with their gradients.
+        tolerance: in (0, 1), a share of ‖b‖ over the whole last layer.
+        seed, epoch: see `Strategy.select`.
+
+    Raises:
+        ValueError: even all candidates miss the tolerance.
+    """
+    unit = strategy.batch_size or 1
+    most = candidates.n // unit
+
+    def chosen(units: int) -> tuple[Choice, float]:
+        choice = strategy.select(candidates, units * unit, seed=seed, epoch=epoch)
+        return choice, candidates.relative_error(choice) or 0.0
+
+    missed, units = 0, max(1, most // 256)
+    choice, error = chosen(units)
+    while error > tolerance:
+        if units == most:
+            raise ValueError(
+                f"`tolerance` must be within reach, got {tolerance}: all {candidates.n} candidates "
+                f"together have an error of {error:.3g} under {strategy!r}. A smaller ridge (lam=) "
+                "or a larger tolerance helps."
+            )
+        missed, units = units, min(2 * units, most)
+        choice, error = chosen(units)
+    while units - missed > 1:
+        middle = (missed + units) // 2
+        candidate, error = chosen(middle)
+        if error <= tolerance:
+            choice, units = candidate, middle
+        else:
+            missed = middle
+    return choice

@@ -1,0 +1,125 @@
+"""Every strategy on several datasets and subset sizes: accuracy and time, as Markdown tables.
+
+    python -m benchmarks.strategies --data mnist fashion-mnist --out runs/strategies
+
+Each cell is a run of examples/train.py for each seed; finished ones are kept and not repeated, so
+the command goes on where it was interrupted, and tables show what is there (`--table` only shows).
+"Full, stopped" is the run on all the data, stopped once it has taken the time of `gradmatch`; it
+has not annealed its learning rate by then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from adaptive_subset import STRATEGIES
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "train.py"
+WARM = ("gradmatch", "gradmatch-pb", "craig", "craig-pb", "glister", "gradient-norm")
+METHODS = ["full", "full-short", *STRATEGIES, *(f"{name}-warm" for name in WARM)]
+
+Runs = dict[str, list[dict[str, Any]]]
+
+
+def main() -> None:
+    description, _, details = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", nargs="+", default=["mnist", "fashion-mnist"], help="as in examples/train.py")
+    add("--fractions", nargs="+", default=["0.1", "0.05", "0.01"])
+    add("--seeds", nargs="+", default=["0", "1", "2"])
+    add("--methods", nargs="+", default=METHODS)
+    add("--epochs", default="100")
+    add("--weight-decay", default="2e-3")
+    add("--out", type=Path, default=Path("runs/strategies"))
+    add("--table", action="store_true", help="show what is there, run nothing")
+    options = parser.parse_args()
+
+    tables: dict[tuple[str, str], Runs] = {}
+    if not options.table:
+        # Seed by seed, so that an interrupted comparison has all methods with fewer seeds.
+        for last in range(len(options.seeds)):
+            for data in options.data:
+                for fraction in options.fractions:
+                    run(options, data, fraction, options.seeds[: last + 1])
+    for data in options.data:
+        for fraction in options.fractions:
+            results = folder(options.out, data, fraction) / "results.json"
+            if results.exists():
+                name = Path(data).name
+                tables[name, fraction] = json.loads(results.read_text())["runs"]
+    print(markdown(tables, options.methods))
+
+
+def folder(out: Path, data: str, fraction: str) -> Path:
+    return out / f"{Path(data).name}-{fraction}"
+
+
+def run(options: argparse.Namespace, data: str, fraction: str, seeds: list[str]) -> None:
+    # A run on all the data is the same for every fraction.
+    once = ("full", "infobatch") if fraction != options.fractions[0] else ()
+    methods = [method for method in options.methods if method not in once]
+    arguments = {
+        "data": [data],
+        "fraction": [fraction],
+        "epochs": [options.epochs],
+        "weight-decay": [options.weight_decay],
+        "methods": methods,
+        "seeds": seeds,
+        "out": [str(folder(options.out, data, fraction))],
+    }
+    flags = [word for name, values in arguments.items() for word in (f"--{name}", *values)]
+    subprocess.run([sys.executable, str(EXAMPLE), *flags], check=True)
+
+
+def markdown(tables: dict[tuple[str, str], Runs], methods: list[str]) -> str:
+    """Accuracy in % and training time as a share of that of the full run, means over the seeds."""
+    full: dict[str, list[dict[str, Any]]] = {}
+    for (data, _), runs in tables.items():
+        if "full" in runs:
+            full[data] = runs["full"]
+    heads = [f"{data}, {100 * float(fraction):g} %" for data, fraction in tables]
+    lines = ["| method | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    for method in [*methods, "full, stopped"]:
+        cells = []
+        for (data, _), runs in tables.items():
+            found = runs.get(method, [])
+            seconds = mean(r["seconds"] for r in full[data]) if data in full else None
+            if method == "full, stopped" and data in full and "gradmatch" in runs:
+                limit = mean(r["seconds"] for r in runs["gradmatch"])
+                found = [stopped(r, limit) for r in full[data]]
+            cells.append(cell(found, seconds))
+        if any(cells):
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cell(runs: list[dict[str, Any]], full_seconds: float | None) -> str:
+    if not runs:
+        return ""
+    accuracies = [100 * r["accuracy"] for r in runs]
+    spread = f" ± {stdev(accuracies):.2f}" if len(runs) > 1 else ""
+    share = mean(r["seconds"] for r in runs) / full_seconds if full_seconds else None
+    time = f" ({100 * share:.0f} %)" if share is not None else ""
+    return f"{mean(accuracies):.2f}{spread}{time}"
+
+
+def stopped(run: dict[str, Any], limit: float) -> dict[str, Any]:
+    """The last point of a run's curve within `limit` seconds."""
+    points = [point for point in run["curve"] if point["seconds"] <= limit]
+    point: dict[str, Any] = points[-1] if points else run["curve"][0]
+    return point
+
+
+if __name__ == "__main__":
+    main()

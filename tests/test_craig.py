@@ -1,0 +1,221 @@
+"""CRAIG: the greedy choice, the clusters that weights count, and distances from factors."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from adaptive_subset import CRAIG, CRAIGPB, Candidates, Selector, Validation
+from adaptive_subset.gradients import FactoredGradients
+from adaptive_subset.strategies.craig import _GradientDistances
+from adaptive_subset.strategies.facility import facility_location, stochastic_facility_location
+
+
+def points(n: int, seed: int, d: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, d))
+
+
+def distances(columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(n, m), from the definition."""
+    return np.linalg.norm(columns[:, None] - rows[None], axis=2)
+
+
+def naive(matrix: np.ndarray, budget: int) -> tuple[list[int], float]:
+    """Greedy facility location as it is defined: all gains anew in every step."""
+    similarity = matrix.max() - matrix
+    chosen: list[int] = []
+    for _ in range(budget):
+        values = [
+            similarity[[*chosen, j]].max(0).sum() if j not in chosen else -np.inf
+            for j in range(len(matrix))
+        ]
+        chosen.append(int(np.argmax(values)))
+    return chosen, float(matrix[chosen].min(0).sum())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(2, 30),
+    m=st.integers(1, 30),
+    share=st.floats(0.01, 1),
+    together=st.sampled_from([1, 3, 16]),
+    seed=st.integers(0, 10_000),
+)
+def test_lazy_greedy_is_the_naive_greedy(
+    n: int, m: int, share: float, together: int, seed: int
+) -> None:
+    columns, rows = points(n, seed), points(m, seed + 1)
+    matrix, budget = distances(columns, rows), max(1, round(share * n))
+    found = facility_location(matrix.__getitem__, m, n, budget, together=together)
+    chosen, cost = naive(matrix, len(found.chosen))
+    assert found.chosen.tolist() == chosen
+    assert found.cost == pytest.approx(cost)
+    assert found.owner.tolist() == matrix[chosen].argmin(0).tolist()
+    if len(found.chosen) < budget:  # every row has its own medoid, or shares it
+        assert naive(matrix, len(chosen) + 1)[1] == pytest.approx(cost)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_greedy_is_near_the_best_of_all_subsets(seed: int) -> None:
+    matrix = distances(points(11, seed), points(11, seed))
+    found = facility_location(matrix.__getitem__, 11, 11, 4)
+    subsets = itertools.combinations(range(11), 4)
+    best = min(matrix[list(subset)].min(0).sum() for subset in subsets)
+    covered, best_covered = (11 * matrix.max() - cost for cost in (found.cost, best))
+    assert covered >= (1 - 1 / np.e) * best_covered
+    assert found.cost <= 1.3 * best
+
+
+def test_stochastic_greedy_is_nearly_as_good() -> None:
+    matrix = distances(points(400, 0), points(400, 0))
+    exact = facility_location(matrix.__getitem__, 400, 400, 40).cost
+    costs = []
+    for seed in range(5):
+        draw = np.random.default_rng(seed)
+        found = stochastic_facility_location(
+            matrix.__getitem__, 400, 400, 40, epsilon=0.1, draw=draw
+        )
+        assert len(set(found.chosen.tolist())) == 40
+        assert found.cost == pytest.approx(matrix[found.chosen].min(0).sum())
+        assert found.owner.tolist() == matrix[found.chosen].argmin(0).tolist()
+        costs.append(found.cost)
+    assert 0.99 * exact < np.mean(costs) < 1.1 * exact
+
+
+def gradients(n: int, seed: int = 0, dtype: Any = torch.float64) -> FactoredGradients:
+    generator = torch.Generator().manual_seed(seed)
+    blocks = [
+        (torch.randn(n, c, generator=generator), torch.randn(n, p, generator=generator))
+        for c, p in ((4, 6), (3, 5))
+    ]
+    return FactoredGradients([(d.to(dtype), h.to(dtype)) for d, h in blocks])
+
+
+def dense(given: FactoredGradients) -> np.ndarray:
+    return torch.stack([given.dense(i) for i in range(len(given))]).numpy()
+
+
+@pytest.mark.parametrize("memory", [0.0, 1.0])
+@pytest.mark.parametrize("one_row", [False, True])
+def test_distances_come_from_the_factors(memory: float, one_row: bool) -> None:
+    columns, rows = gradients(9), gradients(7, seed=1)
+    if one_row:
+        columns, rows = (g.own_rows(torch.arange(len(g)) % 3) for g in (columns, rows))
+    between = _GradientDistances(columns, rows, memory)
+    expected = distances(dense(columns), dense(rows))
+    np.testing.assert_allclose(between(slice(0, 9)), expected, atol=1e-12)
+    np.testing.assert_allclose(between(np.array([4, 1])), expected[[4, 1]], atol=1e-12)
+    within = _GradientDistances(columns, columns, memory)
+    assert (within(slice(2, 6))[np.arange(4), np.arange(2, 6)] == 0).all()
+    assert (within(np.array([5]))[0, 5]) == 0
+    assert (within.stored is None) == (memory == 0)
+
+
+def test_without_memory_nothing_of_size_n_squared_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    asked = _GradientDistances.__call__
+
+    def noted(self: _GradientDistances, index: Any) -> np.ndarray:
+        block = asked(self, index)
+        seen.append(block.size)
+        return block
+
+    monkeypatch.setattr("adaptive_subset.strategies.craig.BLOCK", 4000)
+    monkeypatch.setattr("adaptive_subset.strategies.facility.BLOCK", 4000)
+    monkeypatch.setattr(_GradientDistances, "__call__", noted)
+    given = Candidates(400, gradients(400))
+    stored = CRAIG().select(given, 20, seed=0, epoch=0)
+    seen.clear()
+    computed = CRAIG(memory=0).select(given, 20, seed=0, epoch=0)
+    assert max(seen) <= 16 * 400
+    assert torch.equal(stored.positions, computed.positions)
+    assert sum(seen) < 6 * 400 * 400  # two passes, and what lazy greedy looks at again
+
+
+def clusters(order: Tensor) -> tuple[Candidates, Tensor]:
+    """Forty tight clusters of unequal size, shuffled; and the cluster of each candidate."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.arange(40) % 5 + 1
+    label = torch.repeat_interleave(torch.arange(40), sizes)
+    centre = 5 * torch.randn(40, 3, 4, generator=generator)
+    spread = 1e-3 * torch.randn(len(label), 3, 4, generator=generator)
+    flat = (centre[label] + spread).flatten(1).double()[order]
+    return Candidates(len(label), FactoredGradients([(flat, torch.ones(len(flat), 1).double())])), (
+        label[order]
+    )
+
+
+@pytest.mark.parametrize("strategy", [CRAIG(), CRAIG(memory=0)])
+def test_every_planted_cluster_is_found_and_counted(strategy: CRAIG) -> None:
+    order = torch.randperm(120, generator=torch.Generator().manual_seed(1))
+    given, label = clusters(order)
+    choice = strategy.select(given, 40, seed=0, epoch=0)
+    assert sorted(label[choice.positions].tolist()) == list(range(40))
+    assert torch.equal(choice.weights, torch.bincount(label)[label[choice.positions]].double())
+
+
+def test_weights_count_the_samples() -> None:
+    labels = torch.arange(90) % 3
+    given = Candidates(90, gradients(90), labels)
+    for strategy in (CRAIG(), CRAIG(scope="global"), CRAIG(epsilon=0.2), CRAIGPB(batch_size=7)):
+        choice = strategy.select(given, 21, seed=0, epoch=0)
+        assert float(choice.weights.sum()) == pytest.approx(90)
+
+
+def test_copies_share_the_weight_of_their_cluster() -> None:
+    few = gradients(4)[torch.tensor([0, 0, 0, 1, 2, 3, 3, 0])]
+    choice = CRAIG().select(Candidates(8, few), 8, seed=0, epoch=0)
+    assert choice.filled == 4
+    assert torch.equal(choice.weights, torch.ones(8).double())
+
+
+def test_medoids_are_near_to_the_validation_samples() -> None:
+    pool, wanted = gradients(60), gradients(25, seed=3)
+    given = Candidates(60, pool, validation=Validation(wanted, None, 60 / 25))
+    choice = CRAIG().select(given, 6, seed=0, epoch=0)
+    matrix = distances(dense(pool), dense(wanted))
+    chosen, cost = naive(matrix, 6)
+    assert choice.positions.tolist() == chosen
+    assert choice.objective == pytest.approx(cost)
+    counts = np.bincount(matrix[chosen].argmin(0), minlength=6) * 60 / 25
+    np.testing.assert_allclose(choice.weights.numpy(), counts)
+    with pytest.raises(ValueError, match="`validation` must be None for CRAIGPB"):
+        CRAIGPB(batch_size=6).select(given, 6, seed=0, epoch=0)
+
+
+def test_mini_batches_are_compared_by_their_mean_gradient() -> None:
+    given = Candidates(40, gradients(40))
+    choice = CRAIGPB(batch_size=4).select(given, 12, seed=0, epoch=0)
+    assert given.gradients is not None
+    means = dense(given.gradients)[choice.positions.numpy()].reshape(3, 4, -1).mean(1)
+    assert len(np.unique(means.round(9), axis=0)) == 3
+    assert (choice.weights.view(3, 4) == choice.weights.view(3, 4)[:, :1]).all()
+
+
+def test_regression_has_medoids_too() -> None:
+    data = TensorDataset(torch.randn(40, 6), torch.randn(40, 2))
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    selection = Selector(data, "craig", budget=8, criterion=nn.MSELoss()).select(net, 0)
+    assert float(selection.weights.sum()) == pytest.approx(40)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scope": "class"}, r"`scope` must be .*\"global\", got 'class'"),
+        ({"shares": "fair"}, r"`shares` must be \"proportional\" or \"equal\", got 'fair'"),
+        ({"epsilon": 1.0}, r"`epsilon` must be in \(0, 1\) or None, got 1.0"),
+        ({"memory": -1}, r"`memory` must be at least 0 GiB, got -1"),
+    ],
+)
+def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CRAIG(**arguments)
