@@ -12,7 +12,7 @@ from adaptive_subset import STRATEGIES, Strategy
 _FLAGS: dict[str, tuple[Any, str, str]] = {
     "fraction": (float, "F", "size of the subset, as a share of the training set"),
     "budget": (int, "K", "size of the subset in samples, instead of --subset-fraction"),
-    "strategy": (str, "NAME", f"one of {', '.join(STRATEGIES)} (default: gradmatch-pb)"),
+    "strategy": (str, "NAME", "one of {names} (default: gradmatch-pb)"),
     "every": (int, "R", "epochs from one selection to the next (default: 20; fresh-random: 1)"),
     "warm_start": (
         float,
@@ -37,6 +37,11 @@ REFUSED = {
 }
 
 
+def strategy_names() -> list[str]:
+    """Those whose epochs are all of one length, by which train.py fixes its schedule."""
+    return [name for name, kind in STRATEGIES.items() if not kind.sizes_itself]
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags in a group of their own; all default to None."""
     group = parser.add_argument_group(
@@ -44,6 +49,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     for name, (kind, metavar, text) in _FLAGS.items():
         flag = "--subset-" + name.replace("_", "-")
+        text = text.format(names=", ".join(strategy_names()))
         group.add_argument(flag, type=kind, metavar=metavar, help=text)
 
 
@@ -65,9 +71,10 @@ def strategy_of(args: argparse.Namespace) -> Strategy | None:
             flag = option.replace("_", "-")
             raise ValueError(f"--{flag} cannot go with a subset: {reason}")
     args.subset_strategy = args.subset_strategy or "gradmatch-pb"
-    if args.subset_strategy not in STRATEGIES:
+    if args.subset_strategy not in strategy_names():
         raise ValueError(
-            f"--subset-strategy must be one of {', '.join(STRATEGIES)}, got {args.subset_strategy}"
+            f"--subset-strategy must be one of {', '.join(strategy_names())}, got "
+            f"{args.subset_strategy}"
         )
     if args.subset_every is None:
         args.subset_every = 1 if args.subset_strategy == "fresh-random" else 20

@@ -41,18 +41,14 @@ OWN = Path(__file__).with_name("timm_train_script.py")
 REAL = [Path(path) for path in os.environ.get("TIMM_TRAIN", "").split(os.pathsep) if path]
 PER_CLASS, BATCH = 12, 8
 SUBSET = ["--subset-fraction", "0.5", "--subset-strategy", "by-class", "--subset-every", "2"]
-
-
 WORKER = ["-j", "1"]  # older versions need one; without one our own script runs faster
-# Older versions need it for --resume with torch 2.6 and later.
-ENVIRONMENT = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1", "OMP_NUM_THREADS": "1"}
 
 
 @functools.cache
 def process_of(path):
     """A process for each real script, which imports the timm that belongs to it."""
     spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, spawn, os.environ.update, (ENVIRONMENT,))
+    return ProcessPoolExecutor(1, spawn, timm_run.set_environment)
 
 
 def call(function, path, flags):
@@ -72,7 +68,7 @@ def run_distributed(path, flags, folder, count):
     """The same in processes that are connected by gloo."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={count}", timm_run.__file__, str(path), *flags, *WORKER]
-    environment = {**os.environ, **ENVIRONMENT, "REPORT": str(folder / "report")}
+    environment = {**os.environ, **timm_run.ENVIRONMENT, "REPORT": str(folder / "report")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return [json.loads((folder / f"report{rank}").read_text()) for rank in range(count)]

@@ -21,9 +21,16 @@ from adaptive_subset.integrations import timm_patch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from adaptive_subset import STRATEGIES, Choice, WeightedLoss
+from adaptive_subset import STRATEGIES, Choice, Strategy, WeightedLoss
 
 CLASSES = 4
+# Older versions need it for --resume with torch 2.6 and later.
+ENVIRONMENT = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1", "OMP_NUM_THREADS": "1"}
+
+
+def set_environment():
+    os.environ.update(ENVIRONMENT)
+
 
 # The weight of a sample is made a linear function of its class. Mixup mixes one-hot classes as it
 # mixes images, so at the loss the weights must be the same function of the soft targets, whatever
@@ -31,9 +38,8 @@ CLASSES = 4
 
 
 @dataclass(frozen=True)
-class ByClass:
+class ByClass(Strategy):
     needs_gradients = True  # also goes through the pool and the head
-    batch_size = None
 
     def select(self, candidates, budget, *, seed, epoch):
         generator = torch.Generator().manual_seed(seed + epoch)
