@@ -233,8 +233,8 @@ def test_a_relative_lambda_makes_the_choice_independent_of_the_scale() -> None:
 
 def test_the_tolerance_ends_the_matching_early() -> None:
     given = candidates()
-    strategy = GradMatch(lam=1e-3, tolerance=0.3, scope="global")
-    with pytest.warns(UserWarning, match="tolerance"):
+    strategy = GradMatch(lam=1e-3, epsilon=0.3, scope="global")
+    with pytest.warns(UserWarning, match="epsilon"):
         choice = strategy.select(given, 40, seed=0, epoch=0)
     assert choice.objective is not None
     assert choice.objective <= 0.3 * float(given.target().square().sum())
@@ -285,7 +285,7 @@ def test_shares_add_up_fit_and_are_proportional(sizes: list[int], share: float) 
         ({"lam": -1}, r"`lam` must be at least 0, got -1"),
         ({"lam": float("nan")}, r"`lam` must be at least 0"),
         ({"lam_is": "big"}, r"`lam_is` must be \"relative\" or \"absolute\", got 'big'"),
-        ({"tolerance": 1.0}, r"`tolerance` must be in \[0, 1\), got 1.0"),
+        ({"epsilon": 1.0}, r"`epsilon` must be in \[0, 1\), got 1.0"),
         ({"scope": "class"}, r"`scope` must be .* got 'class'"),
     ],
 )

@@ -30,7 +30,7 @@ class _Matching(Strategy):
     lam: float = 0.5
     lam_is: Literal["relative", "absolute"] = "relative"
     nonnegative: bool = True
-    tolerance: float = 0.0
+    epsilon: float = 0.0
 
     needs_gradients = True
 
@@ -39,9 +39,9 @@ class _Matching(Strategy):
             raise ValueError(f"`lam` must be at least 0, got {self.lam}.")
         if self.lam_is not in ("relative", "absolute"):
             raise ValueError(f'`lam_is` must be "relative" or "absolute", got {self.lam_is!r}.')
-        if not 0 <= self.tolerance < 1:
+        if not 0 <= self.epsilon < 1:
             raise ValueError(
-                f"`tolerance` must be in [0, 1), got {self.tolerance}. It is the share of ‖b‖² "
+                f"`epsilon` must be in [0, 1), got {self.epsilon}. It is the share of ‖b‖² "
                 "that the objective may keep."
             )
 
@@ -63,7 +63,7 @@ class _Matching(Strategy):
             budget,
             ridge=ridge,
             nonnegative=self.nonnegative,
-            tolerance=self.tolerance,
+            tolerance=self.epsilon,
         )
         positions, weights = torch.from_numpy(result.support), torch.from_numpy(result.weights)
         rest = fill(len(atoms), positions, budget, generator)
@@ -89,7 +89,7 @@ class GradMatch(_Matching):
     has its switch.
 
     Degenerate input: a NaN or infinite gradient raises. Where OMP stops before the budget is spent
-    (`tolerance` met, no gradient left that helps, gradients of zero), random candidates of the same
+    (`epsilon` met, no gradient left that helps, gradients of zero), random candidates of the same
     problem are added with weight one, with a warning when they are most of the subset;
     `Selection.filled` counts them. λ = 0 means the limit of small λ.
 
@@ -97,7 +97,7 @@ class GradMatch(_Matching):
         lam: λ, by default in units of the mean of ‖gᵢ‖²: dimensionless.
         lam_is: "relative", or "absolute" for the λ of the paper, in units of ‖g‖².
         nonnegative: False allows signed weights, as Algorithm 2 is printed.
-        tolerance: ε, the share of ``‖b‖²`` at which matching stops.
+        epsilon: ε, the share of ``‖b‖²`` at which matching stops.
         scope: "per-gradient" (the paper's default, §4) solves a problem for each class, with the
             budget shared in proportion to the class sizes, and matches only the row of the last
             layer that belongs to the class; "per-class" matches the whole last layer class by
@@ -139,7 +139,7 @@ class GradMatchPB(_Matching):
 
     Args:
         batch_size: B; give the training DataLoader the same, so that the batches stay together.
-        lam, lam_is, nonnegative, tolerance: see `GradMatch`.
+        lam, lam_is, nonnegative, epsilon: see `GradMatch`.
     """
 
     batch_size: int = 128

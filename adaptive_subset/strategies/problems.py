@@ -75,7 +75,7 @@ def warn_if_mostly_filled(choice: Choice, name: str) -> None:
     if 2 * choice.filled > budget:
         warnings.warn(
             f"{name} chose {budget - choice.filled} of {budget} candidates and filled up with "
-            f"{choice.filled} random ones: gradients are zero or equal, or a tolerance is met "
+            f"{choice.filled} random ones: gradients are zero or equal, or `epsilon` is met "
             "early. Choose a smaller budget.",
             stacklevel=4,
         )
