@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import logging
+import multiprocessing
 import os
 import sys
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ ENVIRONMENT = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1", "OMP_NUM_THREADS": "1"}
 
 def set_environment():
     os.environ.update(ENVIRONMENT)
+    # A spawned process would spawn its workers too, and each of them import torch anew.
+    multiprocessing.set_start_method("fork", force=True)
 
 
 # The weight of a sample is made a linear function of its class. Mixup mixes one-hot classes as it
