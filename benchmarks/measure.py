@@ -1,0 +1,93 @@
+"""Timing in turns, and what a benchmark leaves behind: a table and every raw figure."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Row = dict[str, Any]
+
+
+def in_turns(
+    cases: Mapping[str, Callable[[], Any]], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Seconds of each case, once a round, and what each returned last.
+
+    Rounds, not blocks: a machine that slows down for a while slows all of them down.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    results: dict[str, Any] = {}
+    for _ in range(repeats):
+        for name, run in cases.items():
+            _wait()
+            start = time.perf_counter()
+            results[name] = run()
+            _wait()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds, results
+
+
+def ratio(numerators: list[float], denominators: list[float]) -> float:
+    """The median over rounds of the ratio within a round."""
+    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+def parser(description: str | None, out: str) -> argparse.ArgumentParser:
+    """With the options that all benchmarks have."""
+    made = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    made.add_argument("--data", default="mnist", help="as in examples/train.py (mnist)")
+    made.add_argument("--repeats", type=int, default=5, help="rounds (5)")
+    made.add_argument("--out", type=Path, default=Path("runs/benchmarks") / out)
+    return made
+
+
+def report(path: Path, rows: list[Row]) -> None:
+    """Write all figures to `path` and print a Markdown table of those that are no lists."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+    print(markdown(rows))
+
+
+def markdown(rows: list[Row]) -> str:
+    """A table with a column for each key whose value is no list."""
+    names = [name for name, value in rows[0].items() if not isinstance(value, list)]
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    for row in rows:
+        cells = (f"{row[n]:.3g}" if isinstance(row[n], float) else str(row[n]) for n in names)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the versions that were measured with."""
+    cuda = torch.cuda.is_available()
+    packages = {}
+    for name in ("torch", "numpy", "scikit-learn", "apricot-select", "submodlib"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": sys.version.split()[0],
+        "packages": packages,
+    }
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
