@@ -19,7 +19,7 @@ class InfoBatch(Strategy):
     drawn anew in each epoch; the others stand for them with weight 1 / (1 − r), so that the sum of
     the weights is n. Samples above the mean, or not seen yet, are all kept with weight one, and
     nothing is left out in the last epochs. It takes no budget and makes no pass over the data: the
-    size of an epoch follows from the losses, usually 1 − r/2 to 1 − r of the data.
+    size of an epoch follows from the losses, 1 − r times the share below the mean.
 
     Deviation: weights have mean one in training, as for every strategy; the paper's have mean n/k,
     which is the same as a learning rate larger by that factor.
