@@ -15,17 +15,18 @@ from torch.utils.data import TensorDataset
 
 from adaptive_subset import CRAIG, CRAIGPB, Candidates, Selector, Validation
 from adaptive_subset.gradients import FactoredGradients
-from adaptive_subset.strategies.craig import _GradientDistances
-from adaptive_subset.strategies.facility import facility_location, stochastic_facility_location
+from adaptive_subset.strategies import facility
+from adaptive_subset.strategies.craig import _GradientDistances, gradient_distances
+from adaptive_subset.strategies.facility import Medoids, Stored, facility_location
 
 
 def points(n: int, seed: int, d: int = 3) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, d))
 
 
-def distances(columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """(n, m), from the definition."""
-    return np.linalg.norm(columns[:, None] - rows[None], axis=2)
+def distances(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(m, n), from the definition."""
+    return np.linalg.norm(rows[:, None] - columns[None], axis=2)
 
 
 def naive(matrix: np.ndarray, budget: int) -> tuple[list[int], float]:
@@ -34,11 +35,29 @@ def naive(matrix: np.ndarray, budget: int) -> tuple[list[int], float]:
     chosen: list[int] = []
     for _ in range(budget):
         values = [
-            similarity[[*chosen, j]].max(0).sum() if j not in chosen else -np.inf
-            for j in range(len(matrix))
+            similarity[:, [*chosen, j]].max(1).sum() if j not in chosen else -np.inf
+            for j in range(matrix.shape[1])
         ]
         chosen.append(int(np.argmax(values)))
-    return chosen, float(matrix[chosen].min(0).sum())
+    return chosen, float(matrix[:, chosen].min(1).sum())
+
+
+def solve(matrix: np.ndarray, budget: int, **options: Any) -> Medoids:
+    return facility_location(Stored(torch.from_numpy(matrix)), budget, **options)
+
+
+def small_tiles(monkeypatch: pytest.MonkeyPatch, height: int, width: int) -> None:
+    """Tiles of a few numbers, so that small problems have many."""
+
+    def cut(rows: int, columns: int, device: torch.device) -> list[tuple[slice, slice]]:
+        return [
+            (slice(i, min(i + height, rows)), slice(j, min(j + width, columns)))
+            for i in range(0, rows, height)
+            for j in range(0, columns, width)
+        ]
+
+    monkeypatch.setattr("adaptive_subset.strategies.facility.tiles", cut)
+    monkeypatch.setattr("adaptive_subset.strategies.craig.tiles", cut)
 
 
 @settings(deadline=None, max_examples=60)
@@ -46,29 +65,40 @@ def naive(matrix: np.ndarray, budget: int) -> tuple[list[int], float]:
     n=st.integers(2, 30),
     m=st.integers(1, 30),
     share=st.floats(0.01, 1),
-    together=st.sampled_from([1, 3, 16]),
+    cut=st.booleans(),
     seed=st.integers(0, 10_000),
 )
-def test_lazy_greedy_is_the_naive_greedy(
-    n: int, m: int, share: float, together: int, seed: int
+def test_the_choice_is_that_of_naive_greedy(
+    n: int, m: int, share: float, cut: bool, seed: int
 ) -> None:
-    columns, rows = points(n, seed), points(m, seed + 1)
-    matrix, budget = distances(columns, rows), max(1, round(share * n))
-    found = facility_location(matrix.__getitem__, m, n, budget, together=together)
+    matrix, budget = distances(points(m, seed + 1), points(n, seed)), max(1, round(share * n))
+    with pytest.MonkeyPatch.context() as patch:
+        if cut:
+            small_tiles(patch, 3, 7)
+        found = solve(matrix, budget)
     chosen, cost = naive(matrix, len(found.chosen))
     assert found.chosen.tolist() == chosen
     assert found.cost == pytest.approx(cost)
-    assert found.owner.tolist() == matrix[chosen].argmin(0).tolist()
+    assert found.owner.tolist() == matrix[:, chosen].argmin(1).tolist()
     if len(found.chosen) < budget:  # every row has its own medoid, or shares it
         assert naive(matrix, len(chosen) + 1)[1] == pytest.approx(cost)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_single_precision_costs_as_little_over_hundreds_of_choices(seed: int) -> None:
+    """Costs are kept by differences: their rounding must not add up, nor where scales differ."""
+    cloud = points(600, seed) * np.geomspace(1e-3, 10, 600)[:, None]
+    matrix = distances(cloud, cloud).astype(np.float32)
+    exact = solve(matrix.astype(np.float64), 400)
+    assert solve(matrix, 400).cost == pytest.approx(exact.cost, rel=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_greedy_is_near_the_best_of_all_subsets(seed: int) -> None:
     matrix = distances(points(11, seed), points(11, seed))
-    found = facility_location(matrix.__getitem__, 11, 11, 4)
+    found = solve(matrix, 4)
     subsets = itertools.combinations(range(11), 4)
-    best = min(matrix[list(subset)].min(0).sum() for subset in subsets)
+    best = min(matrix[:, list(subset)].min(1).sum() for subset in subsets)
     covered, best_covered = (11 * matrix.max() - cost for cost in (found.cost, best))
     assert covered >= (1 - 1 / np.e) * best_covered
     assert found.cost <= 1.3 * best
@@ -76,18 +106,60 @@ def test_greedy_is_near_the_best_of_all_subsets(seed: int) -> None:
 
 def test_stochastic_greedy_is_nearly_as_good() -> None:
     matrix = distances(points(400, 0), points(400, 0))
-    exact = facility_location(matrix.__getitem__, 400, 400, 40).cost
+    exact = solve(matrix, 40).cost
     costs = []
     for seed in range(5):
-        draw = np.random.default_rng(seed)
-        found = stochastic_facility_location(
-            matrix.__getitem__, 400, 400, 40, epsilon=0.1, draw=draw
+        found, again = (
+            solve(matrix, 40, epsilon=0.1, generator=torch.Generator().manual_seed(seed))
+            for _ in range(2)
         )
+        assert torch.equal(found.chosen, again.chosen)
         assert len(set(found.chosen.tolist())) == 40
-        assert found.cost == pytest.approx(matrix[found.chosen].min(0).sum())
-        assert found.owner.tolist() == matrix[found.chosen].argmin(0).tolist()
+        assert found.cost == pytest.approx(matrix[:, found.chosen].min(1).sum())
+        assert found.owner.tolist() == matrix[:, found.chosen].argmin(1).tolist()
         costs.append(found.cost)
     assert 0.99 * exact < np.mean(costs) < 1.1 * exact
+
+
+def test_of_equal_columns_the_first_is_chosen() -> None:
+    matrix = np.array([[3.0, 0.0, 0.0, 5.0], [5.0, 2.0, 2.0, 0.0], [3.0, 0.0, 0.0, 5.0]])
+    assert solve(matrix, 4).chosen.tolist() == [1, 3]  # and nothing that gains nothing
+
+
+@pytest.mark.parametrize("epsilon", [None, 0.3])
+@pytest.mark.parametrize("shape", [(0, 5), (4, 5)])
+def test_where_all_is_at_distance_zero_there_is_nothing_to_choose(
+    shape: tuple[int, int], epsilon: float | None
+) -> None:
+    found = solve(np.zeros(shape), 3, epsilon=epsilon, generator=torch.Generator())
+    assert len(found.chosen) == found.cost == 0
+
+
+def test_the_only_candidate_is_no_random_one() -> None:
+    few = Candidates(1, gradients(1))
+    choice = CRAIG().select(few, 1, seed=0, epoch=0)
+    assert (choice.positions.tolist(), choice.weights.tolist(), choice.filled) == ([0], [1.0], 0)
+
+
+class Counted(Stored):
+    """Counts the numbers that are read, and notes the largest tile."""
+
+    read, largest = 0, 0
+
+    def tile(self, rows: facility.Index, columns: facility.Index) -> Tensor:
+        tile = super().tile(rows, columns)
+        Counted.read += tile.numel()
+        Counted.largest = max(Counted.largest, tile.numel())
+        return tile
+
+
+def test_what_is_read_grows_with_the_logarithm_of_the_budget() -> None:
+    cloud = points(3000, 0)
+    matrix = torch.from_numpy(distances(cloud, cloud))
+    Counted.read = Counted.largest = 0
+    facility_location(Counted(matrix, symmetric=True), 300)
+    assert Counted.read < (2 + np.log(300)) * matrix.numel()  # naive greedy: 300 times all
+    assert Counted.largest <= 2**18
 
 
 def gradients(n: int, seed: int = 0, dtype: Any = torch.float64) -> FactoredGradients:
@@ -105,39 +177,55 @@ def dense(given: FactoredGradients) -> np.ndarray:
 
 @pytest.mark.parametrize("memory", [0.0, 1.0])
 @pytest.mark.parametrize("one_row", [False, True])
-def test_distances_come_from_the_factors(memory: float, one_row: bool) -> None:
+def test_distances_come_from_the_factors(
+    memory: float, one_row: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_tiles(monkeypatch, 4, 5)
     columns, rows = gradients(9), gradients(7, seed=1)
     if one_row:
         columns, rows = (g.own_rows(torch.arange(len(g)) % 3) for g in (columns, rows))
-    between = _GradientDistances(columns, rows, memory)
-    expected = distances(dense(columns), dense(rows))
-    np.testing.assert_allclose(between(slice(0, 9)), expected, atol=1e-12)
-    np.testing.assert_allclose(between(np.array([4, 1])), expected[[4, 1]], atol=1e-12)
-    within = _GradientDistances(columns, columns, memory)
-    assert (within(slice(2, 6))[np.arange(4), np.arange(2, 6)] == 0).all()
-    assert (within(np.array([5]))[0, 5]) == 0
-    assert (within.stored is None) == (memory == 0)
+    between = gradient_distances(rows, columns, memory)
+    expected = distances(dense(rows), dense(columns))
+    few, everything = torch.tensor([4, 1]), slice(None)
+    assert between.shape == (7, 9)
+    for found, wanted in (
+        (between.tile(everything, slice(0, 9)), expected),
+        (between.tile(everything, few), expected[:, [4, 1]]),
+        (between.tile(few, slice(2, 6)), expected[[4, 1], 2:6]),
+        (between.column(few[:1]), expected[:, 4]),
+    ):
+        np.testing.assert_allclose(found, wanted, atol=1e-12)
+    within = gradient_distances(columns, columns, memory)
+    assert (within.tile(slice(2, 6), slice(2, 6)).diagonal() == 0).all()
+    assert within.column(torch.tensor([5]))[5] == 0
+    np.testing.assert_allclose(
+        within.column(few[:1]), distances(dense(columns), dense(columns))[:, 4], atol=1e-12
+    )
+    assert isinstance(within, Stored) == (memory > 0)
 
 
-def test_without_memory_nothing_of_size_n_squared_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    asked = _GradientDistances.__call__
+@pytest.mark.parametrize("epsilon", [None, 0.1])
+def test_without_memory_nothing_of_size_n_squared_is_made(
+    epsilon: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    asked = _GradientDistances.tile
 
-    def noted(self: _GradientDistances, index: Any) -> np.ndarray:
-        block = asked(self, index)
-        seen.append(block.size)
-        return block
+    def noted(self: _GradientDistances, rows: Any, columns: Any) -> Tensor:
+        tile = asked(self, rows, columns)
+        seen.append(tile.numel())
+        return tile
 
-    monkeypatch.setattr("adaptive_subset.strategies.craig.BLOCK", 4000)
-    monkeypatch.setattr("adaptive_subset.strategies.facility.BLOCK", 4000)
-    monkeypatch.setattr(_GradientDistances, "__call__", noted)
+    small_tiles(monkeypatch, 40, 100)
+    monkeypatch.setattr(_GradientDistances, "tile", noted)
     given = Candidates(400, gradients(400))
-    stored = CRAIG().select(given, 20, seed=0, epoch=0)
+    stored = CRAIG(epsilon=epsilon).select(given, 20, seed=0, epoch=0)
     seen.clear()
-    computed = CRAIG(memory=0).select(given, 20, seed=0, epoch=0)
-    assert max(seen) <= 16 * 400
+    computed = CRAIG(memory=0, epsilon=epsilon).select(given, 20, seed=0, epoch=0)
+    assert max(seen) <= 40 * 100
+    assert sum(seen) < (2 + np.log(20)) * 400 * 400
     assert torch.equal(stored.positions, computed.positions)
-    assert sum(seen) < 6 * 400 * 400  # two passes, and what lazy greedy looks at again
+    assert torch.equal(stored.weights, computed.weights)
 
 
 def clusters(order: Tensor) -> tuple[Candidates, Tensor]:
@@ -181,11 +269,11 @@ def test_medoids_are_near_to_the_validation_samples() -> None:
     pool, wanted = gradients(60), gradients(25, seed=3)
     given = Candidates(60, pool, validation=Validation(wanted, None, 60 / 25))
     choice = CRAIG().select(given, 6, seed=0, epoch=0)
-    matrix = distances(dense(pool), dense(wanted))
+    matrix = distances(dense(wanted), dense(pool))
     chosen, cost = naive(matrix, 6)
     assert choice.positions.tolist() == chosen
     assert choice.objective == pytest.approx(cost)
-    counts = np.bincount(matrix[chosen].argmin(0), minlength=6) * 60 / 25
+    counts = np.bincount(matrix[:, chosen].argmin(1), minlength=6) * 60 / 25
     np.testing.assert_allclose(choice.weights.numpy(), counts)
     with pytest.raises(ValueError, match="`validation` must be None for CRAIGPB"):
         CRAIGPB(batch_size=6).select(given, 6, seed=0, epoch=0)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from adaptive_subset.gradients import BatchGradients, FactoredGradients
 from adaptive_subset.randomness import seeded
 from adaptive_subset.strategies.facility import (
-    BLOCK,
     Distances,
+    Index,
     Medoids,
+    Stored,
     facility_location,
-    stochastic_facility_location,
+    tiles,
 )
 from adaptive_subset.strategies.problems import (
     Scope,
@@ -28,8 +27,6 @@ from adaptive_subset.strategies.problems import (
     warn_if_mostly_filled,
 )
 from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class CRAIG(Strategy):
         epsilon: None for the exact greedy choice; ε in (0, 1) for stochastic greedy, which looks at
             (n/k) ln(1/ε) random candidates a step, for classes of very many samples.
         memory: GiB for the distances of one problem, n² numbers; where that is not enough they are
-            computed each time that they are needed, in blocks of 64 MiB.
+            computed each time that they are needed, and little more than the gradients is held.
 
     Example:
         >>> CRAIG(epsilon=0.1)
@@ -81,8 +78,8 @@ class CRAIG(Strategy):
         def solve(problem: Candidates, size: int) -> Choice:
             validation = problem.validation
             rows = problem.atoms if validation is None else validation.gradients
-            distances = _GradientDistances(problem.atoms, rows, self.memory)
-            medoids = self._locate(distances, len(rows), problem.n, size, generator)
+            distances = gradient_distances(rows, problem.atoms, self.memory)
+            medoids = facility_location(distances, size, epsilon=self.epsilon, generator=generator)
             scale = 1.0 if validation is None else validation.scale
             covers_itself = validation is None
             return _choice(medoids, problem.n, size, scale, generator, covers_itself)
@@ -90,22 +87,6 @@ class CRAIG(Strategy):
         choice = by_problem(candidates, budget, solve, scope=self.scope, shares=self.shares)
         warn_if_mostly_filled(choice, "CRAIG")
         return choice
-
-    def _locate(
-        self,
-        distances: _GradientDistances,
-        rows: int,
-        columns: int,
-        budget: int,
-        generator: torch.Generator,
-    ) -> Medoids:
-        if self.epsilon is None:
-            together = 1 if distances.stored is not None else 16
-            return facility_location(distances, rows, columns, budget, together=together)
-        draw = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-        return stochastic_facility_location(
-            distances, rows, columns, budget, epsilon=self.epsilon, draw=draw
-        )
 
 
 @dataclass(frozen=True)
@@ -136,8 +117,7 @@ class CRAIGPB(Strategy):
                 "`validation` must be None for CRAIGPB: single validation samples have no distance "
                 "to mini-batches. Use CRAIG, or GradMatchPB."
             )
-        distances = _batch_distances(batches)
-        medoids = facility_location(distances, len(members), len(members), size)
+        medoids = facility_location(_batch_distances(batches), size)
         scale = candidates.n / len(members)
         choice = _choice(medoids, len(members), size, scale, generator, covers_itself=True)
         warn_if_mostly_filled(choice, "CRAIG")
@@ -150,37 +130,47 @@ class CRAIGPB(Strategy):
         )
 
 
+def gradient_distances(
+    rows: FactoredGradients, columns: FactoredGradients, memory: float
+) -> Distances:
+    """``‖gᵢ − gⱼ‖``, stored where that takes at most `memory` GiB."""
+    computed = _GradientDistances(rows, columns)
+    m, n = computed.shape
+    if m * n * columns.dtype.itemsize > memory * 2**30:
+        return computed
+    matrix = torch.empty(m, n, dtype=columns.dtype, device=columns.device)
+    for i, j in tiles(m, n, columns.device):
+        matrix[i, j] = computed.tile(i, j)
+    return Stored(matrix, symmetric=rows is columns)
+
+
 class _GradientDistances:
-    """``‖gᵢ − gⱼ‖`` from the factors; stored as a whole where memory allows."""
+    """``‖gᵢ − gⱼ‖`` of rows i and columns j, computed from the factors."""
 
-    def __init__(self, columns: FactoredGradients, rows: FactoredGradients, memory: float) -> None:
-        self._columns, self._rows = _folded(columns), _folded(rows)
-        # A little less than the norms: what differs by rounding only is at distance 0, as is every
-        # gradient from itself.
-        less = 1 - 32 * torch.finfo(columns.dtype).eps
-        self._norms = columns.squared_norms() * less, rows.squared_norms() * less
-        self.stored: Array | None = None
-        n, m = len(columns), len(rows)
-        if n * m * columns.dtype.itemsize <= memory * 2**30:
-            dtype = np.dtype(str(columns.dtype).removeprefix("torch."))
-            stored, step = np.empty((n, m), dtype), max(1, BLOCK // max(1, m))
-            for start in range(0, n, step):
-                stored[start : start + step] = self(slice(start, min(start + step, n)))
-            self.stored = stored
+    def __init__(self, rows: FactoredGradients, columns: FactoredGradients) -> None:
+        self.shape = len(rows), len(columns)
+        self.device, self.dtype = columns.device, columns.dtype
+        self._rows, self._columns = _folded(rows), _folded(columns)
+        self._norms = _less(rows.squared_norms()), _less(columns.squared_norms())
 
-    def __call__(self, index: slice | Array) -> Array:
-        if self.stored is not None:
-            distances: Array = self.stored[index]
-            return distances
-        place = self._norms[0].device
-        at: Any = index if isinstance(index, slice) else torch.from_numpy(index).to(place)
-        squares = self._norms[0][at, None] + self._norms[1]
-        for (delta, h), (other_delta, other_h) in zip(self._columns, self._rows, strict=True):
-            inner = h[at] @ other_h.T
-            if delta is not None and other_delta is not None:
-                inner *= delta[at] @ other_delta.T
-            squares.sub_(inner, alpha=2)
-        return squares.clamp_(min=0).sqrt_().numpy(force=True)
+    def column(self, j: Tensor) -> Tensor:
+        return self.tile(slice(None), j)[:, 0]
+
+    def tile(self, rows: Index, columns: Index) -> Tensor:
+        inner: Tensor | None = None
+        for (d, h), (e, f) in zip(self._rows, self._columns, strict=True):
+            part = h[rows] @ f[columns].T
+            if d is not None and e is not None:
+                part.mul_(d[rows] @ e[columns].T)
+            inner = part if inner is None else inner.add_(part)
+        assert inner is not None
+        squares = inner.mul_(-2).add_(self._norms[1][columns]).add_(self._norms[0][rows, None])
+        return squares.clamp_(min=0).sqrt_()
+
+
+def _less(norms: Tensor) -> Tensor:
+    """A little less than ‖g‖²: gradients that differ by rounding only are then at distance 0."""
+    return norms * (1 - 32 * torch.finfo(norms.dtype).eps)
 
 
 def _folded(gradients: FactoredGradients) -> list[tuple[Tensor | None, Tensor]]:
@@ -189,10 +179,9 @@ def _folded(gradients: FactoredGradients) -> list[tuple[Tensor | None, Tensor]]:
 
 
 def _batch_distances(batches: BatchGradients) -> Distances:
-    gram = batches.gram.numpy(force=True)
-    norms = gram.diagonal() * (1 - 32 * np.finfo(gram.dtype).eps)
-    distances = np.sqrt(np.maximum(norms[:, None] + norms - 2 * gram, 0))
-    return lambda index: distances[index]
+    norms = _less(batches.squared_norms())
+    squares = norms[:, None] + norms - 2 * batches.gram
+    return Stored(squares.clamp_(min=0).sqrt_(), symmetric=True)
 
 
 def _choice(
@@ -204,19 +193,16 @@ def _choice(
     covers_itself: bool,
 ) -> Choice:
     """Positions and weights; `covers_itself` says that the rows are the candidates."""
-    chosen = torch.from_numpy(medoids.chosen)
+    chosen, owner = medoids.chosen, medoids.owner
     rest = fill(n, chosen, budget, generator)
-    weights = np.zeros(budget)
-    if len(chosen):
-        owner = medoids.owner
-        weights[: len(chosen)] = np.bincount(owner, minlength=len(chosen)) * scale
-        if covers_itself and len(rest):  # random ones share the weight of their cluster
-            owners = np.concatenate([np.arange(len(chosen)), owner[rest.numpy()]])
-            members = np.bincount(owners, minlength=len(chosen))
-            weights = (weights[: len(chosen)] / members)[owners]
-        elif len(rest):
-            weights[len(chosen) :] = 1.0
-    else:
-        weights[:] = n / budget
     positions = torch.cat([chosen, rest])
-    return Choice(positions, torch.from_numpy(weights), objective=medoids.cost, filled=len(rest))
+    if not len(chosen):
+        weights = torch.full((budget,), n / budget, dtype=torch.float64)
+    else:
+        sizes = torch.bincount(owner, minlength=len(chosen)).double() * scale
+        if covers_itself:  # random ones share the weight of their cluster
+            owners = torch.cat([torch.arange(len(chosen)), owner[rest]])
+            weights = (sizes / torch.bincount(owners))[owners]
+        else:
+            weights = torch.cat([sizes, torch.ones(len(rest), dtype=torch.float64)])
+    return Choice(positions, weights, objective=medoids.cost, filled=len(rest))

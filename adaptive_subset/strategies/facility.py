@@ -6,137 +6,176 @@ distance, S the chosen ones, c the largest distance.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
-import numpy as np
+import torch
+from torch import Tensor
 
-Array = np.ndarray[Any, Any]
-Distances = Callable[[slice | Array], Array]  # some columns (b) -> (b, m), of each to all rows
+Index = slice | Tensor
 
-BLOCK = 2**24  # numbers in a temporary
+
+class Distances(Protocol):
+    """An (m, n) matrix of distances that need not exist as a whole."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    def column(self, j: Tensor, /) -> Tensor: ...  # (m,), for j of shape (1,)
+    def tile(self, rows: Index, columns: Index, /) -> Tensor: ...  # (r, c), see `Stored`
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """Distances that are held as a matrix (m, n); columns of a symmetric one are read as rows.
+
+    A tile is a view where rows and columns are slices, and the caller's own otherwise.
+    """
+
+    matrix: Tensor
+    symmetric: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.matrix.shape[0], self.matrix.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.matrix.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.matrix.dtype
+
+    def column(self, j: Tensor) -> Tensor:
+        return self.matrix.index_select(0 if self.symmetric else 1, j).flatten()
+
+    def tile(self, rows: Index, columns: Index) -> Tensor:
+        if isinstance(rows, slice):
+            part = self.matrix[rows]
+            return part[:, columns] if isinstance(columns, slice) else part.index_select(1, columns)
+        return self.matrix[:, columns].index_select(0, rows)
 
 
 @dataclass(frozen=True, eq=False)
 class Medoids:
     """The chosen columns and what each of them stands for."""
 
-    chosen: Array  # (s,) int64, s <= k, in the order of choice
-    owner: Array  # (m,) int64, the place in `chosen` of the medoid that is nearest to each row
+    chosen: Tensor  # (s,) int64, s <= k, in the order of choice
+    owner: Tensor  # (m,) int64, the place in `chosen` of the medoid that is nearest to each row
     cost: float  # Σᵢ min over S of d_ij
 
 
 def facility_location(
-    distances: Distances, rows: int, columns: int, budget: int, *, together: int = 1
+    distances: Distances,
+    budget: int,
+    *,
+    epsilon: float | None = None,
+    generator: torch.Generator | None = None,
 ) -> Medoids:
     r"""Greedily minimise :math:`\sum_i \min_{j \in S} d_{ij}` over at most k columns.
 
     The same as maximising :math:`\sum_i \max_{j \in S} (c - d_{ij})`, monotone and submodular, so
-    that the greedy choice is within 1 − 1/e of the best. Gains only shrink as S grows, so one that
-    was computed earlier is a bound, and only columns whose bound exceeds the best gain so far are
-    looked at again (lazy greedy, Minoux 1978): the choice is that of the plain greedy algorithm,
-    the smallest column where gains are equal.
+    that the greedy choice is within 1 − 1/e of the best. The cost after each possible next choice
+    is kept for all columns. A choice changes it by those rows only that are nearer to it than to
+    all earlier ones, so they alone are read again: as a rule some n/s rows at the s-th choice, and
+    m n ln k numbers in all, where looking at everything again takes m n k. The smallest column is
+    chosen where costs are equal.
 
     Args:
-        distances: gives d of some columns to all rows.
-        rows: m, may be 0.
-        columns: n.
+        distances: d, with m >= 0 rows.
         budget: k >= 1.
-        together: how many columns are looked at again at once; several are quicker where distances
-            are computed each time, and no matter for the result.
+        epsilon: None looks at all columns; ε in (0, 1) makes each choice among (n/k) ln(1/ε) random
+            ones: 1 − 1/e − ε on average (Mirzasoleiman et al., AAAI 2015, "Lazier Than Lazy
+            Greedy").
+        generator: on the CPU, for these draws.
 
     Returns:
-        Medoids; fewer than k where every row has one at distance zero.
+        Medoids on the CPU; fewer than k where no further column is nearer to any row, none where
+        all distances are zero.
     """
-    totals = np.concatenate([d.sum(1, dtype=np.float64) for d in _blocks(distances, rows, columns)])
-    state = _State(rows)
-    if not rows or not totals.any():
-        return state.medoids()
-    state.choose(int(totals.argmin()), distances)
-    gains = np.concatenate([state.gains(d) for d in _blocks(distances, rows, columns)])
-    heap = [(-gain, j) for j, gain in enumerate(gains.tolist()) if gain > 0]
-    heapq.heapify(heap)
-    known = [1] * columns  # the size of S for which the gain of a column was computed
-    while heap and len(state.chosen) < budget:
-        size = len(state.chosen)
-        if known[heap[0][1]] == size:
-            state.choose(heapq.heappop(heap)[1], distances)
-            continue
-        stale: list[int] = []
-        while heap and len(stale) < together and known[heap[0][1]] < size:
-            stale.append(heapq.heappop(heap)[1])
-        columns_again = slice(stale[0], stale[0] + 1) if len(stale) == 1 else np.array(stale)
-        for j, gain in zip(stale, state.gains(distances(columns_again)).tolist(), strict=True):
-            known[j] = size
-            if gain > 0:
-                heapq.heappush(heap, (-gain, j))
-    return state.medoids()
+    m, n = distances.shape
+    place = distances.device
+    nearest = torch.full((m,), torch.inf, dtype=distances.dtype, device=place)
+    owner = torch.zeros(m, dtype=torch.int64, device=place)
+    free = torch.ones(n, dtype=torch.bool, device=place)
+    drawn = n if epsilon is None else math.ceil(n / budget * math.log(1 / epsilon))
+    chosen: list[Tensor] = []
+    costs: Tensor | None = None  # (n,) Σᵢ min(nearest_i, d_ij), where it is known
+    while len(chosen) < min(budget, n):
+        if epsilon is None:
+            costs = _costs(distances, nearest, free) if costs is None else costs
+            best = costs.argmin()
+        else:
+            some = _draw(free, drawn, generator)
+            best = some[_costs_of(some, distances, nearest).argmin()]
+        column = distances.column(best[None])
+        closer = (column < nearest).nonzero()[:, 0]
+        if not len(closer) or not (chosen or n == 1 or column.any()):
+            # No gain: by rounding, in an unlucky draw, or since there is none.
+            costs = _costs(distances, nearest, free)
+            best = costs.argmin()
+            column = distances.column(best[None])
+            closer = (column < nearest).nonzero()[:, 0]
+            if not len(closer) or not (chosen or costs.any()):
+                break
+        old, nearest = nearest, torch.minimum(nearest, column)
+        owner[closer] = len(chosen)
+        free[best] = False
+        chosen.append(best)
+        if epsilon is not None or 2 * len(closer) > m:
+            costs = None  # all anew: as quick, and without the rounding errors of differences
+        elif costs is not None:
+            _lower(costs, distances, closer, old[closer], nearest[closer])
+            costs[best] = torch.inf
+    cost = float(nearest.sum(dtype=torch.float64)) if chosen else 0.0
+    picked = torch.stack(chosen).cpu() if chosen else torch.zeros(0, dtype=torch.int64)
+    return Medoids(picked, owner.cpu(), cost)
 
 
-def stochastic_facility_location(
-    distances: Distances,
-    rows: int,
-    columns: int,
-    budget: int,
-    *,
-    epsilon: float,
-    draw: np.random.Generator,
-) -> Medoids:
-    """As `facility_location`, but each choice is among (n/k) ln(1/ε) random columns.
-
-    Within 1 − 1/e − ε of the best on average, from n ln(1/ε) gains in all (Mirzasoleiman et al.,
-    AAAI 2015, "Lazier Than Lazy Greedy").
-    """
-    state, free = _State(rows), np.arange(columns)
-    size = max(1, int(np.ceil(columns / budget * np.log(1 / epsilon))))
-    while rows and len(free) and len(state.chosen) < budget:
-        places = draw.choice(len(free), min(size, len(free)), replace=False)
-        places.sort()
-        some = distances(free[places])
-        gains = state.gains(some) if state.chosen else -some.sum(1, dtype=np.float64)
-        best = int(gains.argmax())
-        if not gains[best]:
-            break
-        state.take(int(free[places[best]]), some[best])
-        free = np.delete(free, places[best])
-    return state.medoids()
+def _costs(distances: Distances, nearest: Tensor, free: Tensor) -> Tensor:
+    """(n,) float64, ``Σᵢ min(nearest_i, d_ij)`` for all columns that are still `free`, else ∞."""
+    return _costs_of(None, distances, nearest).masked_fill_(~free, torch.inf)
 
 
-class _State:
-    """S, and the nearest of it to every row."""
-
-    def __init__(self, rows: int) -> None:
-        self.chosen: list[int] = []
-        self.nearest = np.zeros(rows)
-        self.owner = np.zeros(rows, dtype=np.int64)
-
-    def cost(self) -> float:
-        return float(self.nearest.sum(dtype=np.float64))
-
-    def gains(self, distances: Array) -> Array:
-        """(b,) by how much each of the columns would lower the cost; `distances` is (b, m)."""
-        lower = np.subtract(self.nearest, distances)
-        gains: Array = np.maximum(lower, 0, out=lower).sum(1)
-        return gains
-
-    def choose(self, column: int, distances: Distances) -> None:
-        self.take(column, distances(slice(column, column + 1))[0])
-
-    def take(self, column: int, distances: Array) -> None:
-        if not self.chosen:
-            self.nearest = np.full(len(distances), np.inf, distances.dtype)
-        closer = distances < self.nearest
-        self.nearest[closer] = distances[closer]
-        self.owner[closer] = len(self.chosen)
-        self.chosen.append(column)
-
-    def medoids(self) -> Medoids:
-        cost = self.cost() if self.chosen else 0.0
-        return Medoids(np.array(self.chosen, dtype=np.int64), self.owner, cost)
+def _costs_of(some: Tensor | None, distances: Distances, nearest: Tensor) -> Tensor:
+    """The same for `some` columns (c,), or all."""
+    size = distances.shape[1] if some is None else len(some)
+    costs = torch.zeros(size, dtype=torch.float64, device=nearest.device)
+    for rows, columns in tiles(len(nearest), size, nearest.device):
+        tile = distances.tile(rows, columns if some is None else some[columns])
+        costs[columns] += torch.minimum(tile, nearest[rows, None]).sum(0, dtype=torch.float64)
+    return costs
 
 
-def _blocks(distances: Distances, rows: int, columns: int) -> Iterator[Array]:
-    step = max(1, BLOCK // max(1, rows))
-    return (distances(slice(i, min(i + step, columns))) for i in range(0, columns, step))
+def _lower(costs: Tensor, distances: Distances, rows: Tensor, old: Tensor, new: Tensor) -> None:
+    """Bring `costs` up to date where the nearest of some rows (r,) came from `old` to `new`."""
+    for part, columns in tiles(len(rows), len(costs), rows.device):
+        low, high = new[part, None], old[part, None]
+        tile = distances.tile(rows[part], columns)
+        less = torch.minimum(tile, high, out=tile).sub_(low).clamp_(min=0)
+        costs[columns] -= less.sum(0, dtype=torch.float64)
+
+
+def _draw(free: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
+    """`size` columns that are still free, in ascending order, or all."""
+    left = free.nonzero()[:, 0]
+    if size >= len(left):
+        return left
+    places = torch.randint(len(left), (size,), generator=generator).sort().values
+    return left[places.to(left.device)]
+
+
+def tiles(rows: int, columns: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
+    """Cover an (m, n) matrix by tiles that stay in the cache of a CPU, larger ones elsewhere."""
+    size = 2**18 if device.type == "cpu" else 2**24  # numbers in a tile
+    height = min(math.isqrt(size) // 2, max(1, rows))
+    width = size // height
+    for i in range(0, rows, height):
+        for j in range(0, columns, width):
+            yield slice(i, min(i + height, rows)), slice(j, min(j + width, columns))
