@@ -56,10 +56,12 @@ class Stored:
         return self.matrix.index_select(0 if self.symmetric else 1, j).flatten()
 
     def tile(self, rows: Index, columns: Index) -> Tensor:
-        if isinstance(rows, slice):
-            part = self.matrix[rows]
-            return part[:, columns] if isinstance(columns, slice) else part.index_select(1, columns)
-        return self.matrix[:, columns].index_select(0, rows)
+        if isinstance(columns, slice):
+            part = self.matrix[:, columns]
+            return part[rows] if isinstance(rows, slice) else part.index_select(0, rows)
+        if self.symmetric:
+            return self.matrix[:, rows].index_select(0, columns).T
+        return self.matrix[rows].index_select(1, columns)
 
 
 @dataclass(frozen=True, eq=False)
