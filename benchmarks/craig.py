@@ -1,13 +1,13 @@
-"""CRAIG against the lazy greedy of apricot and submodlib, on the gradients of one class.
+"""CRAIG against the lazy greedy of apricot and submodlib, and what one large class takes.
 
     pip install 'adaptive-subset[bench]'
-    python -m benchmarks.craig --data mnist --out runs/craig.json
+    python -m benchmarks.craig --data mnist
 
-All choose a tenth of one class for the same distances, in turns in one process; the gradients are
-those of a network after one epoch. The peers are given the finished matrix, whose making is not
-counted for them, while the time of CRAIG is that of the whole selection. Then one sample in a
-hundred of all the data as one problem, in a process of its own whose memory is measured. Raw
-figures and the environment are saved.
+Real gradients: the class of MNIST with label 3, 6,131 samples, of which 614 are chosen. The peers
+are given the finished matrix of distances, whose making is not counted for them; "selection" is
+all that CRAIG does, distances included. `cost` is the sum of distances that each leaves. Then all
+the samples as one problem, of which one in a hundred is chosen, in a process of its own whose
+memory is measured (Linux).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,33 +26,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from adaptive_subset import CRAIG, Candidates
 from adaptive_subset.gradients import FactoredGradients
-from adaptive_subset.pool import last_layer_gradients, pool_loader
 from adaptive_subset.strategies.craig import gradient_distances
 from adaptive_subset.strategies.facility import facility_location
-from examples import data, models
+from benchmarks import measure, trained
 
 Solver = Callable[[], Any]  # gives the chosen positions
-
-
-def gradients(source: str) -> tuple[FactoredGradients, Tensor]:
-    """Last-layer gradients of all training samples after one epoch, and their classes."""
-    torch.manual_seed(0)
-    images = data.load(source)
-    model = models.build(models.default(images.shape), images.shape, images.classes)
-    criterion = nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-    for x, y in DataLoader(images.plain, 128, shuffle=True):
-        optimizer.zero_grad()
-        criterion(model(x), y).backward()
-        optimizer.step()
-    loader = pool_loader(images.plain, batch_size=256, num_workers=0)
-    found = last_layer_gradients(model, loader, criterion, size=len(images.plain))
-    return found[0], found[1]
 
 
 def apricot(similarity: np.ndarray, budget: int) -> Solver:
@@ -79,109 +59,89 @@ def submodlib(similarity: np.ndarray, budget: int) -> Solver:
     return solve
 
 
-def one_class(atoms: FactoredGradients, budget: int, repeats: int) -> list[dict[str, Any]]:
-    """Seconds and objective of every method, in turns; the first round warms up."""
-    given = Candidates(len(atoms), atoms)
-    distances = gradient_distances(atoms, atoms, memory=8.0)
-    matrix = distances.tile(slice(None), slice(None))
+def one_class(given: Candidates, budget: int, repeats: int) -> list[measure.Row]:
+    distances = gradient_distances(given.atoms, given.atoms, memory=math.inf)
+    matrix = distances.tile(slice(None), slice(None)).cpu()
     similarity = (matrix.max() - matrix).numpy()
 
     def craig(**options: Any) -> Solver:
         return lambda: CRAIG(**options).select(given, budget, seed=0, epoch=0).positions.numpy()
 
-    solvers: dict[str, Solver] = {
-        "CRAIG()": craig(),
+    cases: dict[str, Solver] = {
+        "CRAIG(), selection": craig(),
         "CRAIG(), matrix given": lambda: facility_location(distances, budget).chosen.numpy(),
-        "CRAIG(memory=0)": craig(memory=0),
-        "CRAIG(epsilon=0.1)": craig(epsilon=0.1),
+        "CRAIG(memory=0), selection": craig(memory=0),
+        "CRAIG(epsilon=0.1), selection": craig(epsilon=0.1),
     }
     for name, peer in (("apricot", apricot), ("submodlib", submodlib)):
         try:
-            solvers[f"{name} lazy, matrix given"] = peer(similarity, budget)
+            cases[f"{name}, matrix given"] = peer(similarity, budget)
         except ImportError as error:
             print(f"{name} is left out ({error}); pip install 'adaptive-subset[bench]'")
-    rows: dict[str, dict[str, Any]] = {name: {"method": name, "seconds": []} for name in solvers}
-    for turn in range(repeats + 1):
-        for name, solve in solvers.items():
-            start = time.perf_counter()
-            chosen = torch.from_numpy(np.array(solve()))
-            taken = time.perf_counter() - start
-            rows[name]["objective"] = float(matrix[chosen].double().amin(0).sum())
-            if turn:
-                rows[name]["seconds"].append(taken)
-    return list(rows.values())
+    measure.in_turns(cases, 1)  # to warm up: apricot compiles
+    seconds, chosen = measure.in_turns(cases, repeats)
+    own = seconds["CRAIG(), selection"]
+    return [
+        {
+            "method": name,
+            "n": given.n,
+            "k": budget,
+            "seconds": statistics.median(seconds[name]),
+            "times CRAIG()": measure.ratio(seconds[name], own),
+            "cost": float(matrix[np.asarray(chosen[name])].double().amin(0).sum()),
+            "raw": seconds[name],
+        }
+        for name in cases
+    ]
+
+
+def one_problem(given: Candidates, budget: int) -> measure.Row:
+    """Time and memory where all samples are one class, from a process of its own."""
+    with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+        torch.save(given.atoms.blocks, file.name)
+        command = [sys.executable, "-m", "benchmarks.craig", "--alone", file.name, str(budget)]
+        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    row: measure.Row = json.loads(result.stdout.splitlines()[-1])
+    return row
+
+
+def alone(path: str, budget: int) -> measure.Row:
+    atoms = FactoredGradients(torch.load(path))
+    before, start = peak(), time.perf_counter()
+    choice = CRAIG().select(Candidates(len(atoms), atoms), budget, seed=0, epoch=0)
+    return {
+        "method": "CRAIG(), one class",
+        "n": len(atoms),
+        "k": budget,
+        "seconds": time.perf_counter() - start,
+        "cost": choice.objective,
+        "peak GiB": peak(),
+        "before, GiB": before,
+    }
 
 
 def peak() -> float:
-    """The most memory that this process has held so far, in GiB; Linux."""
+    """The most memory that this process has held so far, in GiB."""
     # Not getrusage, which counts what the parent held when it started this process.
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
 
 
-def whole(path: str, budget: int) -> dict[str, Any]:
-    """All samples as one problem, without classes."""
-    atoms = FactoredGradients(torch.load(path))
-    before = peak()
-    start = time.perf_counter()
-    choice = CRAIG().select(Candidates(len(atoms), atoms), budget, seed=0, epoch=0)
-    return {
-        "n": len(atoms),
-        "k": budget,
-        "seconds": time.perf_counter() - start,
-        "objective": choice.objective,
-        "peak_gib": peak(),
-        "peak_gib_before": before,
-    }
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", default="mnist", help="as in examples/train.py (mnist)")
-    parser.add_argument("--label", type=int, default=3, help="the class (3)")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("runs/craig.json"))
-    parser.add_argument("--whole", nargs=2, metavar=("FILE", "K"), help=argparse.SUPPRESS)
+    parser = measure.parser(__doc__, "craig.json")
+    parser.add_argument("--label", type=int, default=3)
+    parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.whole:
-        print(json.dumps(whole(options.whole[0], int(options.whole[1]))))
+    if options.alone:
+        path, budget = options.alone
+        print(json.dumps(alone(path, int(budget))))
         return
-
-    atoms, classes = gradients(options.data)
-    members = (classes == options.label).nonzero()[:, 0]
-    n, k = len(members), math.ceil(len(members) / 10)
-    if not n:
-        parser.error(f"--label {options.label} does not occur in {options.data}")
-    rows = one_class(atoms[members], k, options.repeats)
-    with tempfile.NamedTemporaryFile(suffix=".pt") as file:
-        torch.save(atoms.blocks, file.name)
-        command = [sys.executable, "-m", "benchmarks.craig", "--whole", file.name]
-        command.append(str(max(1, len(atoms) // 100)))
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
-    large = json.loads(result.stdout.splitlines()[-1])
-    environment = {
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-    }
-    report = {"environment": environment, "n": n, "k": k, "one_class": rows, "whole": large}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1))
-
-    print(f"\n{n} samples of class {options.label}, k = {k}:\n")
-    print("| method | time | time / CRAIG() | objective |")
-    print("|---|---|---|---|")
-    for row in rows:
-        ratios = [t / own for t, own in zip(row["seconds"], rows[0]["seconds"], strict=True)]
-        times = f"{statistics.median(row['seconds']):.2f} s | {statistics.median(ratios):.2f}"
-        print(f"| {row['method']} | {times} | {row['objective']:.6g} |")
-    print(
-        f"\n{large['n']} samples as one problem, k = {large['k']}: {large['seconds']:.0f} s, "
-        f"peak memory {large['peak_gib']:.2f} GiB "
-        f"({large['peak_gib_before']:.2f} GiB before the selection), "
-        f"objective {large['objective']:.6g}"
-    )
+    given = trained.candidates(options.data)
+    _, members = given.by_class()[options.label]
+    rows = one_class(members, math.ceil(members.n / 10), options.repeats)
+    measure.report(options.out, rows)
+    large = one_problem(given, max(1, given.n // 100))
+    measure.report(options.out.with_stem(options.out.stem + "-one-class"), [large])
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ class CRAIG(Strategy):
             in all classes at once. See `GradMatch`.
         shares: see `GradMatch`.
         epsilon: None for the exact greedy choice; ε in (0, 1) for stochastic greedy, which looks at
-            (n/k) ln(1/ε) random candidates a step, for classes of very many samples.
+            (n/k) ln(1/ε) random candidates a step. It misses outliers, and as the exact choice
+            reads each distance a few times only, it is quicker for a large ε alone.
         memory: GiB for the distances of one problem, n² numbers; where that is not enough they are
             computed each time that they are needed, and little more than the gradients is held.
 

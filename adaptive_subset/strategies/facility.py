@@ -174,10 +174,14 @@ def _draw(free: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
 
 
 def tiles(rows: int, columns: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
-    """Cover an (m, n) matrix by tiles that stay in the cache of a CPU, larger ones elsewhere."""
+    """Cover an (m, n) matrix by tiles that stay in the cache of a CPU, larger ones elsewhere.
+
+    They are four times as wide as high; wider where there are few rows, higher where there are few
+    columns.
+    """
     size = 2**18 if device.type == "cpu" else 2**24  # numbers in a tile
-    height = min(math.isqrt(size) // 2, max(1, rows))
-    width = size // height
+    width = size // min(math.isqrt(size) // 2, max(1, rows))
+    height = size // min(width, max(1, columns))
     for i in range(0, rows, height):
         for j in range(0, columns, width):
             yield slice(i, min(i + height, rows)), slice(j, min(j + width, columns))
