@@ -49,7 +49,7 @@ class CRAIG(Strategy):
         shares: see `GradMatch`.
         epsilon: None for the exact greedy choice; ε in (0, 1) for stochastic greedy, which looks at
             (n/k) ln(1/ε) random candidates a step. It misses outliers, and as the exact choice
-            reads each distance a few times only, it is quicker for a large ε alone.
+            reads each distance a few times only, it is hardly quicker unless ε is large.
         memory: GiB for the distances of one problem, n² numbers; where that is not enough they are
             computed each time that they are needed, and little more than the gradients is held.
 
