@@ -73,7 +73,7 @@ def environment() -> dict[str, Any]:
     """The machine and the versions that were measured with."""
     cuda = torch.cuda.is_available()
     packages = {}
-    for name in ("torch", "numpy", "scikit-learn", "apricot-select", "submodlib"):
+    for name in ("torch", "numpy", "scikit-learn", "apricot-select", "submodlib-py"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
