@@ -197,7 +197,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--data", default="digits", help=f"{', '.join(data.NAMES)}, or a folder (digits)")
-    add("--methods", nargs="+", choices=METHODS, metavar="METHOD",
+    add("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=", ".join(METHODS),
         default=["full", "random", "fresh-random", "gradmatch"])  # fmt: skip
     add("--fraction", type=float, default=0.1, help="size of the subset (0.1)")
     add("--every", type=int, default=20, help="epochs between selections, the paper's R (20)")
