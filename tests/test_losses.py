@@ -16,12 +16,13 @@ from adaptive_subset.loss import weighted_loss
 from adaptive_subset.losses import per_sample_losses
 
 N, C = 6, 4
-OUTPUT = torch.randn(N, C, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+GENERATOR = torch.Generator().manual_seed(0)
+OUTPUT = torch.randn(N, C, dtype=torch.float64, generator=GENERATOR)
 LABELS = torch.tensor([0, 1, 2, 3, 1, 0])
 IGNORING = torch.tensor([0, -100, 2, 3, -100, 0])
-SOFT = torch.rand(N, C, dtype=torch.float64).softmax(1)
+SOFT = torch.rand(N, C, dtype=torch.float64, generator=GENERATOR).softmax(1)
 HOT = F.one_hot(LABELS, C).double()
-REAL = torch.randn(N, C, dtype=torch.float64)
+REAL = torch.randn(N, C, dtype=torch.float64, generator=GENERATOR)
 CLASS_WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 4.0], dtype=torch.float64)
 WEIGHTS = torch.tensor([0.2, 0.5, 1.5, 2.0, 0.3, 1.5])
 
