@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-_BLOCK = 1 << 25  # numbers in the largest temporary of `BatchGradients`
+_BLOCK = 1 << 27  # numbers in the largest temporary of `BatchGradients`
+_TILE = 1024  # rows of its Gram matrix that are computed at once
+_ROWS = 1 << 16  # gradients stored in half precision that are converted at once
 
 
 class FactoredGradients:
     """The last-layer gradients of n samples, ``g_i = ⊕ δ_i ⊗ h_i`` over the heads of the model.
 
     ``⟨g_i, g_j⟩ = (δ_i·δ_j)(h_i·h_j)``, ``⟨g_i, R⟩ = δ_iᵀ R h_i`` and ``Σ w_i g_i = Δᵀ diag(w) H``
-    are all that a solver needs, so nothing of size n × C · p is ever built.
+    are all that a solver needs, so nothing of size n × C · p is ever built. What is stored in half
+    precision is computed with in float32, a slice at a time.
 
     Args:
         blocks: one pair (δ, h) a head: δ of shape (n, C), h of shape (n, p), the same floating
@@ -38,8 +41,23 @@ class FactoredGradients:
     def __len__(self) -> int:
         return len(self.blocks[0][1])
 
-    def __getitem__(self, index: Tensor) -> FactoredGradients:
-        return FactoredGradients([(delta[index], h[index]) for delta, h in self.blocks])
+    def __getitem__(self, index: Tensor | slice) -> FactoredGradients:
+        return FactoredGradients(
+            [(d[index].to(self.dtype), h[index].to(self.dtype)) for d, h in self.blocks]
+        )
+
+    def _slices(self, index: Tensor | None = None) -> Iterator[FactoredGradients]:
+        """All of it, or those at `index`, in the dtype to compute in."""
+        if index is None and self.stored == self.dtype:
+            yield self
+        else:
+            for start in range(0, len(self) if index is None else len(index), _ROWS):
+                rows = slice(start, start + _ROWS)
+                yield self[rows if index is None else index[rows]]
+
+    def _by_slice(self, compute: Callable[[FactoredGradients], Tensor]) -> Tensor:
+        parts = [compute(part) for part in self._slices()]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @property
     def dim(self) -> int:
@@ -52,28 +70,39 @@ class FactoredGradients:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.blocks[0][0].dtype
+        """What it is computed with in: at least float32."""
+        return torch.promote_types(self.stored, torch.float32)
 
     @property
-    def row_cost(self) -> int:
-        """Multiplications for one column of the Gram matrix, a candidate: Σ (C + p)."""
-        return sum(delta.shape[1] + h.shape[1] for delta, h in self.blocks)
+    def stored(self) -> torch.dtype:
+        """What it is kept in."""
+        return self.blocks[0][0].dtype
 
     def is_finite(self) -> bool:
         """Whether no gradient holds a NaN or an infinity."""
         # A sum is NaN or infinite as soon as one term is; it reads the data once, without a copy.
-        return all(bool(torch.isfinite(t.sum(dtype=torch.float64))) for b in self.blocks for t in b)
+        return all(
+            bool(torch.isfinite(factor.sum(dtype=torch.float64)))
+            for part in self._slices()
+            for block in part.blocks
+            for factor in block
+        )
 
-    def sum(self, weights: Tensor | None = None) -> Tensor:
-        """``Σ wᵢ gᵢ`` of shape (d,); all weights one when `weights` (n,) is None."""
-        parts = []
-        for delta, h in self.blocks:
-            scaled = delta if weights is None else delta * weights.to(delta)[:, None]
-            parts.append((scaled.T @ h).flatten())
-        return torch.cat(parts)
+    def sum(self, weights: Tensor | None = None, index: Tensor | None = None) -> Tensor:
+        """``Σ wᵢ gᵢ`` of shape (d,), over all or those at `index`; weights are one by default."""
+        total, start = torch.zeros(self.dim, dtype=self.dtype, device=self.device), 0
+        for part in self._slices(index):
+            own = None if weights is None else weights[start : start + len(part), None].to(total)
+            start += len(part)
+            scaled = [(d if own is None else d * own, h) for d, h in part.blocks]
+            total += torch.cat([(d.T @ h).flatten() for d, h in scaled])
+        return total
 
     def correlate(self, vector: Tensor, first: int | None = None) -> Tensor:
         """``⟨gᵢ, vector⟩`` of the `first` ones, or all (n,), for a `vector` of shape (d,)."""
+        return self._by_slice(lambda part: part._correlate(vector, first))[:first]
+
+    def _correlate(self, vector: Tensor, first: int | None) -> Tensor:
         start, total = 0, None
         for delta, h in self.blocks:
             delta, h = delta[:first], h[:first]
@@ -92,18 +121,30 @@ class FactoredGradients:
 
     def dense(self, index: int | Tensor) -> Tensor:
         """The gradient of one sample, of shape (d,)."""
-        parts = [torch.outer(d[index], h[index]).flatten() for d, h in self.blocks]
+        pairs = [(d[index].to(self.dtype), h[index].to(self.dtype)) for d, h in self.blocks]
+        parts = [torch.outer(d, h).flatten() for d, h in pairs]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def gram_column(self, index: int | Tensor) -> Tensor:
         """``⟨gⱼ, gᵢ⟩`` for all j, of shape (n,)."""
-        columns = [torch.mv(d, d[index]) * torch.mv(h, h[index]) for d, h in self.blocks]
-        return torch.stack(columns).sum(0) if len(columns) > 1 else columns[0]
+        own = [(d[index].to(self.dtype), h[index].to(self.dtype)) for d, h in self.blocks]
+
+        def column(part: FactoredGradients) -> Tensor:
+            pairs = zip(part.blocks, own, strict=True)
+            columns = [torch.mv(d, e) * torch.mv(h, f) for (d, h), (e, f) in pairs]
+            return torch.stack(columns).sum(0) if len(columns) > 1 else columns[0]
+
+        return self._by_slice(column)
 
     def squared_norms(self) -> Tensor:
         """``‖gᵢ‖²`` of shape (n,)."""
-        norms = [torch.linalg.vecdot(d, d) * torch.linalg.vecdot(h, h) for d, h in self.blocks]
-        return torch.stack(norms).sum(0)
+
+        def norms(part: FactoredGradients) -> Tensor:
+            blocks = part.blocks
+            each = [torch.linalg.vecdot(d, d) * torch.linalg.vecdot(h, h) for d, h in blocks]
+            return torch.stack(each).sum(0) if len(each) > 1 else each[0]
+
+        return self._by_slice(norms)
 
     def own_rows(self, classes: Tensor) -> FactoredGradients:
         """Only the row of the last layer that belongs to a sample's class: p numbers a sample.
@@ -120,10 +161,7 @@ class FactoredGradients:
                 f"{int(classes.min())} to {int(classes.max())}. Match the whole last layer "
                 'instead: rows="all".'
             )
-        column = classes[:, None]
-        return FactoredGradients(
-            [(torch.ones_like(d[:, :1]), d.gather(1, column) * h) for d, h in self.blocks]
-        )
+        return FactoredGradients([(d.gather(1, classes[:, None]), h) for d, h in self.blocks])
 
 
 class BatchGradients:
@@ -145,16 +183,29 @@ class BatchGradients:
         self.gram = self._gram() if gram is None else gram
 
     def _gram(self) -> Tensor:
-        gradients, members, batches = self._gradients, self._members, len(self._members)
-        gram = torch.zeros(batches, batches, dtype=torch.float64, device=gradients.device)
-        for delta, h in gradients.blocks:
-            features = h[members]
+        batches = len(self._members)
+        gram = torch.zeros(batches, batches, dtype=torch.float64, device=self.device)
+        for delta, h in self._gradients.blocks:
             step = max(1, _BLOCK // max(1, batches * h.shape[1]))
             for start in range(0, delta.shape[1], step):
-                rows = delta[:, start : start + step][members]
-                dense = torch.bmm(rows.mT, features).flatten(1) / members.shape[1]
-                gram += dense @ dense.T
-        return gram
+                means = self._means(delta[:, start : start + step], h)
+                for i in range(0, batches, _TILE):  # the upper triangle only
+                    gram[i : i + _TILE, i:] += means[i : i + _TILE] @ means[i:].T
+        return gram.triu() + gram.triu(1).T
+
+    def _means(self, delta: Tensor, h: Tensor) -> Tensor:
+        """The batches' mean gradients, (m, C · p), gathered a few batches at a time."""
+        (batches, size), columns = self._members.shape, delta.shape[1] * h.shape[1]
+        means = torch.empty(batches, columns, dtype=self.dtype, device=self.device)
+        step = max(1, _BLOCK // (4 * size * h.shape[1]))
+        for start in range(0, batches, step):
+            index = self._members[start : start + step].flatten()
+            rows, features = (
+                factor.index_select(0, index).to(self.dtype).view(-1, size, factor.shape[1])
+                for factor in (delta, h)
+            )
+            means[start : start + step] = torch.bmm(rows.mT, features).flatten(1)
+        return means.div_(size)
 
     def __len__(self) -> int:
         return len(self._members)

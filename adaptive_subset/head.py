@@ -163,7 +163,7 @@ class HeadRecorder:
         try:
             yield
         finally:
-            self._seen.clear()
+            self.clear()
             for hook in hooks:
                 hook.remove()
 
@@ -178,6 +178,10 @@ class HeadRecorder:
             return leaf.clone()
 
         return record
+
+    def clear(self) -> None:
+        """Forget a forward pass that was not completed."""
+        self._seen.clear()
 
     def take(self) -> tuple[list[Tensor], list[Tensor]]:
         """The features (n, p), with a constant 1 for the bias, and outputs of the last forward.

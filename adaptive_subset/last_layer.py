@@ -36,7 +36,8 @@ class LastLayer:
         moved = self.weight - step.view_as(self.weight)
         total = torch.zeros_like(moved)
         for start in range(0, len(self.features), _ROWS):
-            f, y = self.features[start : start + _ROWS], self.targets[start : start + _ROWS]
+            f = self.features[start : start + _ROWS].to(moved.dtype)
+            y = self.targets[start : start + _ROWS]
             z = (f @ moved.T).requires_grad_()
             with torch.enable_grad():
                 losses = per_sample_losses(self.criterion, z, y)

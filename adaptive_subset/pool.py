@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -18,6 +20,8 @@ from adaptive_subset.losses import Criterion, per_sample_losses
 from adaptive_subset.preserve import evaluating, preserved_random_state, unwrap
 from adaptive_subset.randomness import seeded
 from adaptive_subset.tags import split_batch
+
+logger = logging.getLogger("adaptive_subset")
 
 
 def pool_loader(
@@ -72,6 +76,7 @@ def last_layer_gradients(
     head: Head | None = None,
     target: int | str | None = None,
     size: int | None = None,
+    storage_dtype: torch.dtype | None = None,
     progress: bool = False,
 ) -> tuple[FactoredGradients, Tensor, Tensor | None]:
     """Per-sample gradients of the last layer over `batches`, the targets, and the last layer.
@@ -89,13 +94,15 @@ def last_layer_gradients(
         head: the last layer(s), see `find_heads`.
         target: key or index of the target in a batch, see `split_batch`.
         size: n, when known: the result is then written in place instead of joined at the end.
+        storage_dtype: what the gradients are kept in, by default what they are computed in:
+            float32 or, for a float64 model, float64.
         progress: show a tqdm bar.
 
     Returns:
-        Gradients of n samples on the model's device, in float32 or, for a float64 model, float64:
-        4 n Σ(C + p) bytes (8 in float64) are held, and the activations of one batch beside them;
-        the targets (n, …); and the weight (C, p) of the last layer, bias included, if the model
-        has one and returns its output as it is, else None.
+        Gradients of n samples on the model's device: n Σ(C + p) numbers, 4 bytes each by default.
+        Beside them memory holds the activations of one batch; one that does not fit is run in
+        halves. Then the targets (n, …); and the weight (C, p) of the last layer, bias included, if
+        the model has one and returns its output as it is, else None.
 
     Raises:
         ValueError: no or several heads found, a head that is no linear map, a loss that couples
@@ -109,32 +116,38 @@ def last_layer_gradients(
     blocks: list[tuple[_Rows, _Rows]] = []
     weight: Tensor | None = None
     targets = _Rows(size)
+    recorder: HeadRecorder | None = None
+
+    def run(args: Any, kwargs: Any, y: Tensor) -> tuple[Any, ...]:
+        assert recorder is not None
+        recorder.clear()
+        output = _output(torch.func.functional_call(model, frozen, args, kwargs))
+        features, leaves = recorder.take()
+        losses = per_sample_losses(criterion, output, y)
+        return features, leaves, torch.autograd.grad(losses.sum(), leaves), output
+
+    in_pieces = _Pieces(run)
     with ExitStack() as stack:
         stack.enter_context(preserved_random_state())
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.enable_grad())
-        recorder: HeadRecorder | None = None
         for batch in _with_progress(batches, progress):
             args, kwargs, y = split_batch(batch, target)
             args, kwargs = _to_model(args, place), _to_model(kwargs, place)
             y = torch.as_tensor(y).to(place.device, non_blocking=True)
             if recorder is None:
-                recorder = HeadRecorder(
-                    find_heads(model, head, partial(_probe, model, args, kwargs))
-                )
+                few = _part((args, kwargs), slice(2), len(y))
+                recorder = HeadRecorder(find_heads(model, head, partial(_probe, model, *few)))
                 stack.enter_context(recorder.attached())
-            output = _output(torch.func.functional_call(model, frozen, args, kwargs))
-            features, leaves = recorder.take()
-            losses = per_sample_losses(criterion, output, y)
-            deltas = torch.autograd.grad(losses.sum(), leaves)
-            if not blocks:
-                weights = recorder.check(features, leaves)
-                weight = weights[0].clone() if _is_output(leaves, output) else None
-                blocks = [(_Rows(size), _Rows(size)) for _ in features]
-            dtype = torch.promote_types(place.dtype, torch.float32)
-            for (d_rows, h_rows), delta, h in zip(blocks, deltas, features, strict=True):
-                d_rows.append(delta.flatten(1).to(dtype))
-                h_rows.append(h.to(dtype))
+            for features, leaves, deltas, output in in_pieces(args, kwargs, y):
+                if not blocks:
+                    weights = recorder.check(features, leaves)
+                    weight = weights[0].clone() if _is_output(leaves, output) else None
+                    blocks = [(_Rows(size), _Rows(size)) for _ in features]
+                dtype = storage_dtype or torch.promote_types(place.dtype, torch.float32)
+                for (d_rows, h_rows), delta, h in zip(blocks, deltas, features, strict=True):
+                    d_rows.append(delta.flatten(1).to(dtype))
+                    h_rows.append(h.to(dtype))
             targets.append(y)
     if not blocks:
         raise ValueError("`pool` must yield at least one batch, got none.")
@@ -145,6 +158,46 @@ def last_layer_gradients(
         )
     gradients = FactoredGradients([(d.join(), h.join()) for d, h in blocks])
     return gradients, targets.join(), weight
+
+
+class _Pieces:
+    """Runs batches in pieces of as many samples as memory was found to hold."""
+
+    def __init__(self, run: Callable[[Any, Any, Tensor], tuple[Any, ...]]) -> None:
+        self._run, self._most = run, sys.maxsize
+
+    def __call__(self, args: Any, kwargs: Any, y: Tensor) -> Iterator[tuple[Any, ...]]:
+        start, n = 0, len(y)
+        while start < n:
+            size = min(self._most, n - start)
+            piece = (args, kwargs, y)
+            if size < n:
+                piece = _part(piece, slice(start, start + size), n)
+            try:
+                result = self._run(*piece)
+            except torch.cuda.OutOfMemoryError:
+                if size == 1:
+                    raise
+                result = None
+            if result is None:  # here, since the handler holds on to what filled the memory
+                self._most = size // 2
+                logger.warning(
+                    "%d samples at once do not fit in memory: going on with %d", size, self._most
+                )
+            else:
+                yield result
+                start += size
+
+
+def _part(value: Any, rows: slice, n: int) -> Any:
+    """Those rows of every tensor in a batch of n."""
+    if isinstance(value, Tensor):
+        return value[rows] if value.ndim and len(value) == n else value
+    if isinstance(value, Mapping):
+        return {key: _part(field, rows, n) for key, field in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_part(field, rows, n) for field in value)
+    return value
 
 
 class _Rows:
@@ -201,10 +254,7 @@ def _is_output(leaves: list[Tensor], output: Tensor) -> bool:
 
 
 def _probe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """One forward pass on two samples with a graph that leads to copies of the parameters."""
-    if all(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
-        args = tuple(value[:2] for value in args)
-        kwargs = {key: value[:2] for key, value in kwargs.items()}
+    """A forward pass with a graph that leads to copies of the parameters."""
     parameters = {
         name: p.detach().requires_grad_(p.is_floating_point())
         for name, p in model.named_parameters()

@@ -58,7 +58,11 @@ class Selector:
         target: key or index of the target in an item, where that is not the second of a pair or
             a field with a usual name.
         batch_size, num_workers: of the pass over the pool; a larger batch is faster and takes
-            more memory, the result does not depend on it.
+            more memory, the result does not depend on it. On a GPU, one that does not fit is run
+            in halves.
+        storage_dtype: what gradients are kept in, n Σ(C + p) numbers: by default float32 (float64
+            for a float64 model). torch.float16 and bfloat16 halve that, for pools of millions of
+            samples; everything is computed in float32 still, from rounded factors.
         seed: of everything random in a selection.
         progress: show a progress bar in the pass (needs the extra ``progress``).
 
@@ -85,6 +89,7 @@ class Selector:
         target: int | str | None = None,
         batch_size: int = 256,
         num_workers: int = 0,
+        storage_dtype: torch.dtype | None = None,
         seed: int = 0,
         progress: bool = False,
     ) -> None:
@@ -130,6 +135,12 @@ class Selector:
         self._check_pool_fraction()
         self._validation = validation
         self._loading = {"batch_size": batch_size, "num_workers": num_workers}
+        if storage_dtype is not None and not storage_dtype.is_floating_point:
+            raise ValueError(
+                f"`storage_dtype` must be a floating dtype such as torch.float16, got "
+                f"{storage_dtype}."
+            )
+        self.storage_dtype = storage_dtype
 
     @property
     def size(self) -> int | None:
@@ -275,12 +286,14 @@ class Selector:
             head=self.head,
             target=self.target,
             size=size,
+            storage_dtype=self.storage_dtype,
             progress=self.progress,
         )
         if not gradients.is_finite():
             raise ValueError(
-                f"`{name}` must give finite gradients, got NaN or infinity. The model has diverged "
-                "or a sample is broken: check the learning rate and the data."
+                f"`{name}` must give finite gradients, got NaN or infinity in {gradients.stored}. "
+                "The model has diverged, a sample is broken, or features exceed the range of the "
+                "dtype: check the learning rate, the data and storage_dtype=."
             )
         layer = None
         if weight is not None:

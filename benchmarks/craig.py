@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,7 +106,7 @@ def one_problem(given: Candidates, budget: int) -> measure.Row:
 
 def alone(path: str, budget: int) -> measure.Row:
     atoms = FactoredGradients(torch.load(path))
-    before, start = peak(), time.perf_counter()
+    before, start = measure.peak(), time.perf_counter()
     choice = CRAIG().select(Candidates(len(atoms), atoms), budget, seed=0, epoch=0)
     return {
         "method": "CRAIG(), one class",
@@ -115,16 +114,9 @@ def alone(path: str, budget: int) -> measure.Row:
         "k": budget,
         "seconds": time.perf_counter() - start,
         "cost": choice.objective,
-        "peak GiB": peak(),
+        "peak GiB": measure.peak(),
         "before, GiB": before,
     }
-
-
-def peak() -> float:
-    """The most memory that this process has held so far, in GiB."""
-    # Not getrusage, which counts what the parent held when it started this process.
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
 
 
 def main() -> None:
@@ -137,7 +129,7 @@ def main() -> None:
         print(json.dumps(alone(path, int(budget))))
         return
     given = trained.candidates(options.data)
-    _, members = given.by_class()[options.label]
+    members = given.of_class(given.by_class()[options.label])
     rows = one_class(members, math.ceil(members.n / 10), options.repeats)
     measure.report(options.out, rows)
     large = one_problem(given, max(1, given.n // 100))

@@ -69,6 +69,13 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def peak() -> float:
+    """The most memory that this process has held so far, in GiB."""
+    # Not getrusage, which counts what the parent held when it started this process.
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
+
+
 def environment() -> dict[str, Any]:
     """The machine and the versions that were measured with."""
     cuda = torch.cuda.is_available()

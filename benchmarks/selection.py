@@ -8,6 +8,7 @@ Both sides read the same dataset through a DataLoader of the same batch size.
 from __future__ import annotations
 
 import statistics
+from functools import partial
 
 import torch
 from torch import nn
@@ -15,14 +16,25 @@ from torch.utils.data import DataLoader
 
 from adaptive_subset import GradMatch, GradMatchPB, Selection, Selector, Strategy
 from benchmarks import measure, trained
+from examples import models
+
+CASES: list[tuple[Strategy, torch.dtype]] = [
+    (GradMatch(), torch.float32),
+    (GradMatchPB(), torch.float32),
+    (GradMatch(), torch.float16),
+]
 
 
 def main() -> None:
     parser = measure.parser(__doc__, "selection.json")
     parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--model", choices=models.NAMES, help="(by the size of the images)")
+    parser.add_argument("--limit", type=int, help="only so many of the training images")
+    parser.add_argument("--steps", type=int, help="to train before (an epoch)")
     options = parser.parse_args()
 
-    images, model = trained.network(options.data)
+    images = trained.images(options.data, options.limit)
+    model = trained.network(images, options.model, options.steps)
     device = next(model.parameters()).device
 
     @torch.inference_mode()
@@ -30,35 +42,40 @@ def main() -> None:
         for x, _ in DataLoader(images.plain, options.batch_size, pin_memory=device.type == "cuda"):
             model(x.to(device, non_blocking=True))
 
-    def selection(strategy: Strategy, fraction: float) -> Selection:
+    def selection(strategy: Strategy, fraction: float, storage: torch.dtype) -> Selection:
         selector = Selector(
             images.plain,
             strategy,
             fraction=fraction,
             criterion=nn.CrossEntropyLoss(),
             batch_size=options.batch_size,
+            storage_dtype=storage,
         )
         return selector.select(model, 0)
 
     rows: list[measure.Row] = []
     bare()
     for fraction in (0.1, 0.01):
-        for strategy in (GradMatch(), GradMatchPB()):
+        for strategy, storage in CASES:
             seconds, results = measure.in_turns(
                 {
                     "inference": bare,
-                    "selection": lambda s=strategy, f=fraction: selection(s, f),  # type: ignore[misc]
+                    "selection": partial(selection, strategy, fraction, storage),
                 },
                 options.repeats,
             )
             rows.append(
                 {
+                    "model": options.model or models.default(images.shape),
+                    "samples": len(images.plain),
                     "strategy": type(strategy).__name__,
+                    "storage": str(storage).removeprefix("torch."),
                     "fraction": fraction,
                     "inference, s": statistics.median(seconds["inference"]),
                     "selection, s": statistics.median(seconds["selection"]),
                     "of it solver, s": results["selection"].solver_seconds,
                     "ratio": measure.ratio(seconds["selection"], seconds["inference"]),
+                    "relative error": results["selection"].relative_error,
                     "raw inference": seconds["inference"],
                     "raw selection": seconds["selection"],
                 }

@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from adaptive_subset import AdaptiveSubsetSampler, Random, Selector, WeightedLoss
-from benchmarks import measure
-from examples import data, models
+from benchmarks import measure, trained
+from examples import models
 
 
 def main() -> None:
@@ -24,11 +24,12 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=0.1)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--limit", type=int, help="only so many of the training images")
     parser.add_argument("--model", choices=models.NAMES, help="(by the size of the images)")
     options = parser.parse_args()
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images = data.load(options.data)
+    images = trained.images(options.data, options.limit)
     name = options.model or models.default(images.shape)
     selector = Selector(images.train, Random(), fraction=options.fraction)
     sampler = AdaptiveSubsetSampler(selector, every=10**6)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import islice
+
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -9,28 +12,41 @@ from torch.utils.data import DataLoader
 from adaptive_subset.pool import last_layer_gradients, pool_loader
 from adaptive_subset.strategies import Candidates
 from examples import data, models
+from examples.data import Images
 
 
-def network(name: str) -> tuple[data.Data, nn.Module]:
-    """The data of that name, and the network that suits them after one epoch."""
-    images = data.load(name)
+def images(source: str, limit: int | None = None) -> data.Data:
+    """The data of examples/data.py, or only its first `limit` training images."""
+    given = data.load(source)
+    if limit is None:
+        return given
+
+    def first(part: Images) -> Images:
+        return Images(part.images[:limit], torch.tensor(part.labels[:limit]), part.augment)
+
+    return replace(given, train=first(given.train), plain=first(given.plain))
+
+
+def network(given: data.Data, name: str | None = None, steps: int | None = None) -> nn.Module:
+    """A network (by default the one that suits the images) after one epoch, or `steps` steps."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    model = models.build(models.default(images.shape), images.shape, images.classes).to(device)
+    name = name or models.default(given.shape)
+    model = models.build(name, given.shape, given.classes).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     criterion = nn.CrossEntropyLoss()
-    for x, y in DataLoader(images.plain, 128, shuffle=True):
+    for x, y in islice(DataLoader(given.plain, 128, shuffle=True), steps):
         optimizer.zero_grad()
         criterion(model(x.to(device)), y.to(device)).backward()
         optimizer.step()
-    return images, model.eval()
+    return model.eval()
 
 
-def candidates(name: str) -> Candidates:
-    """The last-layer gradients of that network on all its training data."""
-    images, model = network(name)
-    pool = pool_loader(images.plain, batch_size=256, num_workers=0)
+def candidates(source: str) -> Candidates:
+    """The last-layer gradients of such a network on all its training data."""
+    given = images(source)
+    pool = pool_loader(given.plain, batch_size=256, num_workers=0)
     gradients, targets, _ = last_layer_gradients(
-        model, pool, nn.CrossEntropyLoss(), size=len(images.plain)
+        network(given), pool, nn.CrossEntropyLoss(), size=len(given.plain)
     )
-    return Candidates(len(images.plain), gradients, targets)
+    return Candidates(len(given.plain), gradients, targets)

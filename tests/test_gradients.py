@@ -187,7 +187,43 @@ def test_batch_gram_in_slices_equals_the_whole(monkeypatch: pytest.MonkeyPatch) 
     members = torch.arange(12).view(4, 3)
     whole = BatchGradients(gradients, members).gram
     monkeypatch.setattr("adaptive_subset.gradients._BLOCK", 30)
+    monkeypatch.setattr("adaptive_subset.gradients._TILE", 3)
     torch.testing.assert_close(BatchGradients(gradients, members).gram, whole)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_stored_in_half_precision_is_computed_with_in_single(
+    stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adaptive_subset.gradients._ROWS", 5)
+    wide = random_gradients(12, [(3, 4), (2, 2)], 0)
+    half = FactoredGradients([(d.to(stored), h.to(stored)) for d, h in wide.blocks])
+    single = half[:]
+    vector, index = torch.randn(half.dim), torch.tensor([7, 2])
+    for gradients in (half, single):
+        assert gradients.dtype == torch.float32
+    assert (half.stored, single.stored) == (stored, torch.float32)
+    assert torch.equal(dense(half), dense(single))
+    assert torch.equal(dense(half[index]), dense(single)[index])
+    assert torch.equal(half.squared_norms(), single.squared_norms())
+    assert torch.equal(half.gram_column(3), single.gram_column(3))
+    torch.testing.assert_close(half.correlate(vector), single.correlate(vector))
+    torch.testing.assert_close(half.correlate(vector, 7), single.correlate(vector, 7))
+    torch.testing.assert_close(half.sum(), single.sum())
+    weights = torch.rand(12)
+    torch.testing.assert_close(half.sum(weights), single.sum(weights))
+    chosen = torch.tensor([7, 2, 9, 0, 1, 11, 5])
+    expected = single[chosen].sum(weights[:7])
+    for gradients in (half, single):
+        torch.testing.assert_close(gradients.sum(weights[:7], chosen), expected)
+    members = torch.arange(12).view(4, 3)
+    grams = [BatchGradients(gradients, members).gram for gradients in (half, single)]
+    torch.testing.assert_close(*grams)
+    rounding = 4 * torch.finfo(stored).eps
+    torch.testing.assert_close(dense(half), dense(wide).float(), rtol=rounding, atol=rounding)
+    assert half.is_finite()
+    half.blocks[1][0][11, 1] = torch.inf
+    assert not half.is_finite()
 
 
 def test_own_rows_are_the_rows_of_the_class() -> None:

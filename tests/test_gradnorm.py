@@ -50,7 +50,7 @@ def test_weighted_sums_are_right_on_average(spread: float) -> None:
     norms = pool.atoms.squared_norms().sqrt()
     chances = _inclusion(0.7 * norms / norms.sum() + 0.3 / N, BUDGET)
     torch.testing.assert_close(seen / runs, chances.float(), rtol=0, atol=0.04)
-    error = (total / runs - pool.target()).norm() / norms.sum()
+    error = (total / runs - pool.target).norm() / norms.sum()
     assert float(error) < 0.01
 
 

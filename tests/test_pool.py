@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -288,6 +288,60 @@ def test_the_pass_uses_no_dropout_and_the_running_statistics() -> None:
     x = torch.randn(7, 3, 8, 8).double()
     expected = looped_gradients(model, nn.CrossEntropyLoss(), x, Y, ["6"])
     torch.testing.assert_close(gradients_of(model, x=x), expected)
+
+
+class Crowded(nn.Module):
+    """Runs out of memory above `room` samples at once."""
+
+    sizes: ClassVar[list[int]] = []  # of the batches it saw; not its own, which are restored
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.body = models.mlp()
+
+    def forward(self, x: Tensor, *, shift: Tensor, scale: float = 1.0) -> Tensor:
+        self.sizes.append(len(x))
+        output: Tensor = self.body(x * scale + shift)
+        if len(x) > self.room:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return output
+
+
+@pytest.mark.parametrize("size", [None, 7])
+def test_a_batch_that_does_not_fit_is_run_in_halves(
+    size: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, shift = Crowded(room=7), torch.randn(7, 6)
+    batches = [
+        {"x": X[rows], "shift": shift[rows], "scale": 2.0, "label": Y[rows]}
+        for rows in (slice(0, 5), slice(5, 7))
+    ]
+
+    def found() -> Tensor:
+        criterion = nn.CrossEntropyLoss()
+        return dense(last_layer_gradients(model, batches, criterion, size=size)[0])
+
+    whole = found()
+    model.sizes.clear()
+    model.room = 2
+    torch.testing.assert_close(found(), whole)
+    # The first looks for the head; the second did not fit; all later ones do.
+    assert model.sizes == [2, 5, 2, 2, 1, 2]
+    assert "5 samples at once do not fit in memory: going on with 2" in caplog.text
+    model.room = 0
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="no room"):
+        found()
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float64])
+def test_gradients_are_kept_in_the_storage_dtype(stored: torch.dtype) -> None:
+    model, batches, criterion = models.mlp(), [(X[:4], Y[:4]), (X[4:], Y[4:])], F.cross_entropy
+    plain = last_layer_gradients(model, batches, criterion)[0]
+    kept = last_layer_gradients(model, batches, criterion, storage_dtype=stored)[0]
+    for found, factors in zip(kept.blocks, plain.blocks, strict=True):
+        for factor, exact in zip(found, factors, strict=True):
+            assert torch.equal(factor, exact.to(stored))
 
 
 def test_half_precision_models_accumulate_in_float32() -> None:

@@ -73,6 +73,10 @@ def test_the_budget_follows_from_fraction_or_budget(arguments: dict[str, Any], b
         ({"pool_fraction": 0.5, "strategy": Random()}, r"`pool_fraction` must be 1.*Random\(\)"),
         ({"pool_fraction": 0.5, "pool": DataLoader(DATA)}, r"access by index.*a DataLoader"),
         ({"strategy": GradMatchPB(batch_size=16)}, r"at least one mini-batch of 16, got 10"),
+        (
+            {"storage_dtype": torch.int8},
+            r"`storage_dtype` must be a floating.*torch.int8",
+        ),
         ({"pool": TensorDataset(torch.zeros(3))}, r"`pool` must hold the 40 samples.*got 3"),
     ],
 )

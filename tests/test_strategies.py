@@ -82,7 +82,7 @@ def permuted(given: Candidates, order: Tensor) -> Candidates:
 
 
 def error(given: Candidates, choice: Choice) -> float:
-    target = given.target()
+    target = given.target
     matched = given.atoms[choice.positions].sum(choice.weights)
     return float((matched - target).norm() / target.norm())
 
@@ -198,7 +198,7 @@ def test_validation_gradients_steer_the_choice() -> None:
     assert other.gradients is not None
     validation = Validation(other.gradients, other.classes, 96 / 30)
     steered = replace(given, validation=validation)
-    torch.testing.assert_close(steered.target(), other.target() * 96 / 30)
+    torch.testing.assert_close(steered.target, other.target * 96 / 30)
     for name in MATCHING:
         strategy = EVERY[name]
         plain = strategy.select(given, 12, seed=0, epoch=0)
@@ -237,7 +237,7 @@ def test_the_tolerance_ends_the_matching_early() -> None:
     with pytest.warns(UserWarning, match="epsilon"):
         choice = strategy.select(given, 40, seed=0, epoch=0)
     assert choice.objective is not None
-    assert choice.objective <= 0.3 * float(given.target().square().sum())
+    assert choice.objective <= 0.3 * float(given.target.square().sum())
     assert 0 < choice.filled < 40
     assert (choice.weights[-choice.filled :] == 1).all()
 

@@ -175,8 +175,8 @@ def _less(norms: Tensor) -> Tensor:
 
 
 def _folded(gradients: FactoredGradients) -> list[tuple[Tensor | None, Tensor]]:
-    """The factors, with a δ of one column multiplied into h."""
-    return [(None, d * h) if d.shape[1] == 1 else (d, h) for d, h in gradients.blocks]
+    """The factors to compute with, a δ of one column multiplied into h."""
+    return [(None, d * h) if d.shape[1] == 1 else (d, h) for d, h in gradients[:].blocks]
 
 
 def _batch_distances(batches: BatchGradients) -> Distances:

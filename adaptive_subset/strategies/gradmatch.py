@@ -122,7 +122,7 @@ class GradMatch(_Matching):
         generator = seeded(seed, epoch)
 
         def solve(problem: Candidates, size: int) -> Choice:
-            return self._match(problem.atoms, problem.target(), size, generator)
+            return self._match(problem.atoms, problem.target, size, generator)
 
         choice = by_problem(candidates, budget, solve, scope=self.scope, shares=self.shares)
         warn_if_mostly_filled(choice, "GRAD-MATCH")
@@ -156,7 +156,7 @@ class GradMatchPB(_Matching):
         # A batch's gradient is a mean: in units of samples its weight is B times smaller.
         choice = self._match(
             atoms,
-            candidates.target(),
+            candidates.target,
             budget // self.batch_size,
             generator,
             fill_weight=float(self.batch_size),

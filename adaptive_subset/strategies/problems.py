@@ -32,18 +32,17 @@ def by_problem(
         solve: chooses that many of some candidates.
         scope, shares: see `GradMatch`.
     """
-    problems = [(torch.arange(candidates.n), candidates)]
-    if scope != "global" and candidates.classes is not None:
-        reduced = candidates.own_rows() if scope == "per-gradient" else candidates
-        problems = reduced.by_class()
+    divided = scope != "global" and candidates.classes is not None
+    problems = candidates.by_class() if divided else [torch.arange(candidates.n)]
     share = {"proportional": proportional_shares, "equal": equal_shares}[shares]
-    parts = [
-        (members, solve(problem, size))
-        for (members, problem), size in zip(
-            problems, share([len(members) for members, _ in problems], budget), strict=True
-        )
-        if size
-    ]
+    parts: list[tuple[Tensor, Choice]] = []
+    sizes = share([len(members) for members in problems], budget)
+    for members, size in zip(problems, sizes, strict=True):
+        if size:  # one problem at a time is taken out of the candidates
+            problem = candidates.of_class(members) if divided else candidates
+            if divided and scope == "per-gradient":
+                problem = problem.own_rows()
+            parts.append((members, solve(problem, size)))
     objectives: list[Any] = [part.objective for _, part in parts]
     return Choice(
         torch.cat([members[part.positions] for members, part in parts]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -59,6 +60,7 @@ class Candidates:
             raise ValueError("`candidates` must hold gradients: set needs_gradients = True.")
         return self.gradients
 
+    @cached_property
     def target(self) -> Tensor:
         """b, the gradient to match, of shape (d,): ``Σ gᵢ``, or ``n/m · Σ`` over validation."""
         if self.validation is None:
@@ -85,8 +87,8 @@ class Candidates:
         """``‖Σ wᵢgᵢ − b‖ / ‖b‖`` over the whole last layer; None without gradients, or b = 0."""
         if self.gradients is None:
             return None
-        target, place = self.target(), self.gradients.device
-        matched = self.gradients[choice.positions.to(place)].sum(choice.weights.to(place))
+        target, place = self.target, self.gradients.device
+        matched = self.gradients.sum(choice.weights.to(place), choice.positions.to(place))
         norm = target.norm()
         return float((matched - target).norm() / norm) if norm > 0 else None
 
@@ -101,22 +103,21 @@ class Candidates:
         rows = self.atoms.own_rows(self.classes)
         return replace(self, gradients=rows, validation=validation)
 
-    def by_class(self) -> list[tuple[Tensor, Candidates]]:
-        """Positions and candidates of each class that occurs, in the order of the labels."""
-        if self.classes is None:
-            return [(torch.arange(self.n), self)]
+    def by_class(self) -> list[Tensor]:
+        """The positions of each class that occurs, in the order of the labels, on the CPU."""
+        assert self.classes is not None
         order = torch.argsort(self.classes, stable=True)
-        labels, counts = torch.unique_consecutive(self.classes[order], return_counts=True)
-        return [
-            (members.cpu(), self._of_class(label, members))
-            for label, members in zip(labels, torch.split(order, counts.tolist()), strict=True)
-        ]
+        counts = torch.unique_consecutive(self.classes[order], return_counts=True)[1]
+        return list(torch.split(order.cpu(), counts.tolist()))
 
-    def _of_class(self, label: Tensor, members: Tensor) -> Candidates:
+    def of_class(self, members: Tensor) -> Candidates:
+        """Those of one class, at the positions `members`, with the validation samples of it."""
+        assert self.classes is not None
+        place = members.to(self.classes.device)
         validation = self.validation
         if validation is not None:
             assert validation.classes is not None
-            chosen = (validation.classes == label).nonzero()[:, 0]
+            chosen = (validation.classes == self.classes[place[0]]).nonzero()[:, 0]
             layer = validation.last_layer
             validation = replace(
                 validation,
@@ -124,15 +125,14 @@ class Candidates:
                 classes=validation.classes[chosen],
                 last_layer=None if layer is None else layer[chosen],
             )
-        assert self.classes is not None
         return replace(
             self,
             n=len(members),
-            gradients=self.atoms[members],
-            classes=self.classes[members],
+            gradients=self.atoms[place],
+            classes=self.classes[place],
             validation=validation,
-            losses=None if self.losses is None else self.losses[members.cpu()],
-            last_layer=None if self.last_layer is None else self.last_layer[members],
+            losses=None if self.losses is None else self.losses[members],
+            last_layer=None if self.last_layer is None else self.last_layer[place],
         )
 
 

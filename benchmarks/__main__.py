@@ -1,0 +1,260 @@
+"""Run every benchmark and write docs/benchmarks.md from what was measured.
+
+    python -m benchmarks --mnist mnist --cifar10 cifar10
+
+About an hour on two cores. Each benchmark leaves its raw figures, with the machine and versions, in
+benchmarks/results/; what is there is not measured again: delete a file to repeat it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measure
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+
+Rows = list[measure.Row]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One section of the page.
+
+    Args:
+        name: of the file in benchmarks/results.
+        command: module and arguments; {mnist} and {cifar10} are filled in.
+        title, text: of the section.
+        goals: what it should reach: words, the figure found in the rows, the limit, and whether
+            the figure must be at least or at most that.
+        also: other files of figures that the command leaves.
+        image: of the plot, in docs/.
+    """
+
+    name: str
+    command: str
+    title: str
+    text: str
+    goals: tuple[tuple[str, Callable[[Rows], float], str, float], ...] = ()
+    also: tuple[str, ...] = ()
+    image: str | None = None
+
+
+def pick(key: str, **where: Any) -> Callable[[Rows], float]:
+    """The figure `key` of the first row that has the values of `where`."""
+
+    def figure(rows: Rows) -> float:
+        found = [r for r in rows if all(r.get(name) == value for name, value in where.items())]
+        return float(found[0][key])
+
+    return figure
+
+
+SIGNED, NONNEGATIVE = {"solver": "signed, float64"}, {"solver": "non-negative"}
+BENCHMARKS = [
+    Benchmark(
+        "omp",
+        "benchmarks.omp --data {mnist}",
+        "Matching pursuit against scikit-learn",
+        "Gradients of the class 3 of MNIST (LeNet after an epoch): 6,131 atoms of 85 numbers. The "
+        "peer is `orthogonal_mp_gram` on G + λI, with the making of G; ours needs none. "
+        "`of clipped` and `of NNLS`: the objective as a share of that of the signed solution with "
+        "its negative weights set to zero, and of scipy's `nnls` on the same support.",
+        (
+            ("OMP, k = 62: times faster", pick("times faster", k=62, **SIGNED), "≥", 20),
+            ("OMP, k = 614: times faster", pick("times faster", k=614, **SIGNED), "≥", 30),
+            ("OMP, k = 1,840: times faster", pick("times faster", k=1840, **SIGNED), "≥", 60),
+            *(
+                (
+                    f"non-negative, k = {k:,}: times signed",
+                    pick("times signed", k=k, **NONNEGATIVE),
+                    "≤",
+                    2,
+                )
+                for k in (62, 614, 1840)
+            ),
+        ),
+    ),
+    Benchmark(
+        "selection",
+        "benchmarks.selection --data {mnist}",
+        "A whole selection against an inference pass, MNIST",
+        "60,000 images, LeNet. Both sides read the same dataset through the same loader; the ratio "
+        "is the median over rounds.",
+        tuple(
+            (
+                f"MNIST, {100 * fraction:g} %, {name}: times an inference pass",
+                pick("ratio", fraction=fraction, strategy=name, storage="float32"),
+                "≤",
+                limit,
+            )
+            for fraction, limit in ((0.1, 1.25), (0.01, 1.1))
+            for name in ("GradMatch", "GradMatchPB")
+        ),
+    ),
+    Benchmark(
+        "stages",
+        "benchmarks.stages --data {mnist}",
+        "Where the time of that selection goes",
+        "GradMatch under cProfile, callees included.",
+    ),
+    Benchmark(
+        "selection-resnet18",
+        "benchmarks.selection --data {cifar10} --model resnet18 --limit 5000 --steps 20 "
+        "--repeats 3",
+        "A whole selection against an inference pass, CIFAR-10",
+        "5,000 images, ResNet-18.",
+        tuple(
+            (
+                f"ResNet-18, 10 %, {name}: times an inference pass",
+                pick("ratio", fraction=0.1, strategy=name, storage="float32"),
+                "≤",
+                1.1,
+            )
+            for name in ("GradMatch", "GradMatchPB")
+        ),
+    ),
+    Benchmark(
+        "scale",
+        f"benchmarks.scale --plot {ROOT / 'docs' / 'scale.png'}",
+        "Up to ImageNet's size",
+        "Solvers alone, on gradients that are made with a seed and structured by class: 1,000 "
+        "classes, 512 features and a bias, 30 % selected, factors kept in float16. GRAD-MATCH per "
+        "class and gradient; GRAD-MATCHPB on the whole last layer with mini-batches of 256, exact. "
+        "Peaks are those of the whole process, torch included.",
+        (
+            (
+                "1,281,167 samples, GradMatch: seconds",
+                pick("solver, s", strategy="gradmatch", samples=1281167),
+                "≤",
+                120,
+            ),
+            (
+                "1,281,167 samples, GradMatch: GiB",
+                pick("peak, GiB", strategy="gradmatch", samples=1281167),
+                "≤",
+                6,
+            ),
+            (
+                "1,281,167 samples, GradMatchPB: seconds",
+                pick("solver, s", strategy="gradmatch-pb", samples=1281167),
+                "≤",
+                300,
+            ),
+            (
+                "1,281,167 samples, GradMatchPB: GiB",
+                pick("peak, GiB", strategy="gradmatch-pb", samples=1281167),
+                "≤",
+                8,
+            ),
+        ),
+        image="scale.png",
+    ),
+    Benchmark(
+        "craig",
+        "benchmarks.craig --data {mnist}",
+        "CRAIG against apricot and submodlib",
+        "The class 3 of MNIST, lazy greedy on both sides. The peers are given the finished matrix; "
+        "the selection of ours includes the making of it. `cost`: the sum of distances left.",
+        (
+            ("apricot: times CRAIG", pick("times CRAIG()", method="apricot, matrix given"), "≥", 3),
+            (
+                "submodlib: times CRAIG",
+                pick("times CRAIG()", method="submodlib, matrix given"),
+                "≥",
+                3,
+            ),
+        ),
+    ),
+    Benchmark(
+        "craig-one-class",
+        "",
+        "CRAIG on 60,000 samples of one class",
+        "In a process of its own.",
+        (("60,000 of one class: GiB", pick("peak GiB"), "≤", 4),),
+    ),
+    Benchmark(
+        "step",
+        "benchmarks.step --data {mnist}",
+        "An epoch of training against the plain loop, LeNet",
+        "The plain loop trains on the same subset through `torch.utils.data.Subset`.",
+        (("LeNet on MNIST: times the plain epoch", pick("ratio"), "≤", 1.1),),
+    ),
+    Benchmark(
+        "step-resnet18",
+        "benchmarks.step --data {cifar10} --model resnet18 --limit 5000 --fraction 0.1",
+        "An epoch of training against the plain loop, ResNet-18",
+        "500 of 5,000 images of CIFAR-10, augmented.",
+        (("ResNet-18 on CIFAR-10: times the plain epoch", pick("ratio"), "≤", 1.02),),
+    ),
+]
+
+
+def main() -> None:
+    description, _, details = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--mnist", default="mnist", help="as --data of examples/train.py")
+    parser.add_argument("--cifar10", default="cifar10", help="as --data of examples/train.py")
+    parser.add_argument("--only", nargs="+", choices=[b.name for b in BENCHMARKS if b.command])
+    parser.add_argument("--table", action="store_true", help="write the page, measure nothing")
+    options = parser.parse_args()
+    for benchmark in BENCHMARKS:
+        path = RESULTS / f"{benchmark.name}.json"
+        wanted = options.only is None or benchmark.name in options.only
+        if wanted and benchmark.command and not options.table and not path.exists():
+            words = benchmark.command.format(mnist=options.mnist, cifar10=options.cifar10).split()
+            subprocess.run([sys.executable, "-m", *words, "--out", str(path)], check=True, cwd=ROOT)
+    PAGE.write_text(page())
+
+
+def page() -> str:
+    """The page, of the benchmarks that have left figures."""
+    goals = ["| | measured | goal | |", "|---|---|---|---|"]
+    sections = []
+    for benchmark in BENCHMARKS:
+        path = RESULTS / f"{benchmark.name}.json"
+        if not path.exists():
+            continue
+        saved = json.loads(path.read_text())
+        for words, figure, sign, limit in benchmark.goals:
+            value = figure(saved["rows"])
+            met = value >= limit if sign == "≥" else value <= limit
+            goals.append(
+                f"| {words} | {value:.3g} | {sign} {limit:g} | {'' if met else 'missed'} |"
+            )
+        image = f"\n![{benchmark.title}]({benchmark.image})\n" if benchmark.image else ""
+        sections.append(
+            f"## {benchmark.title}\n\n{benchmark.text} {machine(saved['environment'])}\n\n"
+            f"{measure.markdown(saved['rows'])}\n{image}"
+        )
+    head = (
+        "# Benchmarks\n\nWritten by `python -m benchmarks`; raw figures are in "
+        "benchmarks/results/. Peers run in the same process in turns with ours, and ratios are "
+        "medians over rounds.\n"
+    )
+    return "\n".join([head, "\n".join(goals), "", *sections])
+
+
+def machine(environment: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {v}" for name, v in environment["packages"].items())
+    return (
+        f"({environment['device']}, {environment['machine']}, {environment['threads']} of "
+        f"{environment['cores']} cores, Python {environment['python']}, {versions}.)"
+    )
+
+
+if __name__ == "__main__":
+    main()
