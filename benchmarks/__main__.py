@@ -110,7 +110,7 @@ BENCHMARKS = [
     Benchmark(
         "selection-resnet18",
         "benchmarks.selection --data {cifar10} --model resnet18 --limit 5000 --steps 20 "
-        "--repeats 3",
+        "--fractions 0.1 --repeats 3",
         "A whole selection against an inference pass, CIFAR-10",
         "5,000 images, ResNet-18.",
         tuple(

@@ -8,7 +8,9 @@ Both sides read the same dataset through a DataLoader of the same batch size.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,15 +20,16 @@ from adaptive_subset import GradMatch, GradMatchPB, Selection, Selector, Strateg
 from benchmarks import measure, trained
 from examples import models
 
-CASES: list[tuple[Strategy, torch.dtype]] = [
-    (GradMatch(), torch.float32),
-    (GradMatchPB(), torch.float32),
-    (GradMatch(), torch.float16),
-]
+CASES: dict[str, tuple[Strategy, torch.dtype]] = {
+    "per gradient": (GradMatch(), torch.float32),
+    "per batch": (GradMatchPB(), torch.float32),
+    "per gradient, half": (GradMatch(), torch.float16),
+}
 
 
 def main() -> None:
     parser = measure.parser(__doc__, "selection.json")
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.1, 0.01])
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--model", choices=models.NAMES, help="(by the size of the images)")
     parser.add_argument("--limit", type=int, help="only so many of the training images")
@@ -54,16 +57,13 @@ def main() -> None:
         return selector.select(model, 0)
 
     rows: list[measure.Row] = []
-    bare()
-    for fraction in (0.1, 0.01):
-        for strategy, storage in CASES:
-            seconds, results = measure.in_turns(
-                {
-                    "inference": bare,
-                    "selection": partial(selection, strategy, fraction, storage),
-                },
-                options.repeats,
-            )
+    for fraction in options.fractions:
+        cases: dict[str, Callable[[], Any]] = {"inference": bare}
+        for name, (strategy, storage) in CASES.items():
+            cases[name] = partial(selection, strategy, fraction, storage)
+        measure.in_turns({"warm-up": bare}, 1)
+        seconds, results = measure.in_turns(cases, options.repeats)
+        for name, (strategy, storage) in CASES.items():
             rows.append(
                 {
                     "model": options.model or models.default(images.shape),
@@ -72,12 +72,12 @@ def main() -> None:
                     "storage": str(storage).removeprefix("torch."),
                     "fraction": fraction,
                     "inference, s": statistics.median(seconds["inference"]),
-                    "selection, s": statistics.median(seconds["selection"]),
-                    "of it solver, s": results["selection"].solver_seconds,
-                    "ratio": measure.ratio(seconds["selection"], seconds["inference"]),
-                    "relative error": results["selection"].relative_error,
+                    "selection, s": statistics.median(seconds[name]),
+                    "of it solver, s": results[name].solver_seconds,
+                    "ratio": measure.ratio(seconds[name], seconds["inference"]),
+                    "relative error": results[name].relative_error,
                     "raw inference": seconds["inference"],
-                    "raw selection": seconds["selection"],
+                    "raw selection": seconds[name],
                 }
             )
     measure.report(options.out, rows)

@@ -23,6 +23,7 @@ from adaptive_subset.strategies import (
     GradientNorm,
     GradMatch,
     GradMatchPB,
+    InfoBatch,
     Random,
     Strategy,
     Validation,
@@ -49,6 +50,7 @@ EVERY: dict[str, Strategy] = {
     "gradient norm, biased": GradientNorm(unbiased=False),
     "glister": GLISTER(refreshes=4),
     "glister, per class": GLISTER(scope="per-class"),
+    "infobatch": InfoBatch(),
 }
 GRADIENTS = [name for name, strategy in EVERY.items() if strategy.needs_gradients]
 MATCHING = [name for name, s in EVERY.items() if isinstance(s, (GradMatch, GradMatchPB))]
@@ -66,7 +68,9 @@ def candidates(n: int = 48, classes: int = 3, p: int = 10, seed: int = 0) -> Can
     # A layer that gives these logits, so that gradients and layer belong together.
     weight = torch.linalg.lstsq(features, logits).solution.T.contiguous()
     layer = LastLayer(features, weight, labels, torch.nn.CrossEntropyLoss())
-    return Candidates(n, FactoredGradients([(delta, features)]), labels, last_layer=layer)
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none").float()
+    gradients = FactoredGradients([(delta, features)])
+    return Candidates(n, gradients, labels, losses=losses, last_layer=layer)
 
 
 def permuted(given: Candidates, order: Tensor) -> Candidates:
@@ -77,6 +81,7 @@ def permuted(given: Candidates, order: Tensor) -> Candidates:
         given,
         gradients=given.gradients[order],
         classes=given.classes[order],
+        losses=None if given.losses is None else given.losses[order],
         last_layer=given.last_layer[order],
     )
 
@@ -88,12 +93,14 @@ def error(given: Candidates, choice: Choice) -> float:
 
 
 @pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("budget", [4, 12, 48])
+@pytest.mark.parametrize("budget", [1, 4, 12, 48])
 def test_a_choice_is_distinct_in_range_and_finite(name: str, budget: int) -> None:
     given, strategy = candidates(), EVERY[name]
+    budget = max(budget, strategy.batch_size or 1)
     choice = strategy.select(given, budget, seed=0, epoch=0)
-    assert len(choice.positions) == len(choice.weights) == budget
-    assert len(choice.positions.unique()) == budget
+    size = len(choice.positions)
+    assert len(choice.weights) == len(choice.positions.unique()) == size
+    assert 1 <= size <= given.n if strategy.sizes_itself else size == budget
     assert 0 <= int(choice.positions.min()) <= int(choice.positions.max()) < given.n
     assert choice.weights.isfinite().all()
     assert choice.weights.sum() > 0
