@@ -232,7 +232,13 @@ class BatchGradients:
 
     def dense(self, index: int | Tensor) -> Tensor:
         """The gradient of one mini-batch, of shape (d,)."""
-        return self._gradients[self._members[index]].sum() / self._members.shape[1]
+        return self._gradients.sum(index=self._members[index]) / self._members.shape[1]
+
+    def sum(self, weights: Tensor, index: Tensor) -> Tensor:
+        """``Σ w_a D_a`` over those at `index`, of shape (d,)."""
+        size = self._members.shape[1]
+        members = self._members[index].flatten()
+        return self._gradients.sum(weights.repeat_interleave(size) / size, members)
 
     def gram_column(self, index: int | Tensor) -> Tensor:
         """``⟨D_b, D_a⟩`` for all b, of shape (m,)."""

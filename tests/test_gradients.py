@@ -178,6 +178,8 @@ def test_batch_gradients_are_means_of_their_members(m: int, size: int, seed: int
     close(batches.gram, matrix @ matrix.T)
     close(batches.correlate(vector), matrix @ vector)
     close(batches.dense(m - 1), matrix[m - 1])
+    weights = torch.rand(m, dtype=torch.float64)
+    close(batches.sum(weights, torch.arange(m).flip(0)), weights.flip(0) @ matrix)
     close(batches.gram_column(0), matrix @ matrix[0])
     close(batches.squared_norms(), matrix.square().sum(1))
 

@@ -33,6 +33,7 @@ class Atoms(Protocol):
     def __getitem__(self, index: Array, /) -> Atoms: ...  # (n,): in another order
     def correlate(self, vector: Array, first: int, /) -> Array: ...  # ⟨aᵢ, vector⟩, i < first
     def dense(self, index: int, /) -> Array: ...  # (d,): one atom
+    def combine(self, index: Array, weights: Array, /) -> Array: ...  # (d,): Σ wᵢaᵢ over index
     def gram_column(self, index: int, /) -> Array: ...  # (n,): ⟨aᵢ, a_index⟩
     def squared_norms(self) -> Array: ...  # (n,): ‖aᵢ‖²
 
@@ -54,6 +55,9 @@ class DenseAtoms:
 
     def dense(self, index: int) -> Array:
         return self.matrix[index]
+
+    def combine(self, index: Array, weights: Array) -> Array:
+        return weights @ self.matrix[index]
 
     def gram_column(self, index: int) -> Array:
         return self.matrix @ self.matrix[index]
@@ -84,6 +88,14 @@ class GradientAtoms:
     def dense(self, index: int) -> Array:
         return _array(self.gradients.dense(index))
 
+    def combine(self, index: Array, weights: Array) -> Array:
+        device = self.gradients.device
+        return _array(
+            self.gradients.sum(
+                torch.from_numpy(weights).to(device), torch.from_numpy(index).to(device)
+            )
+        )
+
     def gram_column(self, index: int) -> Array:
         return _array(self.gradients.gram_column(index))
 
@@ -91,9 +103,23 @@ class GradientAtoms:
         return _array(self.gradients.squared_norms().double())
 
 
+class BatchAtoms(GradientAtoms):
+    """Mini-batches' gradients: their Gram matrix comes over once, not a column for each atom."""
+
+    def __init__(self, gradients: BatchGradients) -> None:
+        super().__init__(gradients)
+        self.gram = _array(gradients.gram)
+
+    def gram_column(self, index: int) -> Array:
+        column: Array = self.gram[:, index]
+        return column
+
+
 def atoms_of(gradients: FactoredGradients | BatchGradients) -> Atoms:
     """The gradients as atoms: a matrix where that takes no more room than the factors."""
-    if isinstance(gradients, FactoredGradients) and len(gradients.blocks) == 1:
+    if isinstance(gradients, BatchGradients):
+        return BatchAtoms(gradients)
+    if len(gradients.blocks) == 1:
         ((delta, h),) = gradients.blocks
         if delta.shape[1] == 1:
             return DenseAtoms(_array(delta * h))
@@ -381,10 +407,7 @@ class _Dual(_Fit):
         return self.c[self.support] / self.ridge
 
     def combine(self, weights: Array) -> Array:
-        total = np.zeros_like(self.target)
-        for index, weight in zip(self.support, weights.tolist(), strict=True):
-            total += weight * self.atoms.dense(index).astype(np.float64)
-        return total
+        return self.atoms.combine(np.array(self.support, dtype=np.int64), weights)
 
     def _image(self, index: int, place: int) -> tuple[Array, float, float]:
         used = self.columns[: len(self.signs)]
