@@ -80,9 +80,10 @@ class FactoredGradients:
 
     def is_finite(self) -> bool:
         """Whether no gradient holds a NaN or an infinity."""
-        # A sum is NaN or infinite as soon as one term is; it reads the data once, without a copy.
+        # A sum is NaN or infinite as soon as one term is, and is fast to find; if it is because it
+        # overflowed, the terms themselves will tell.
         return all(
-            bool(torch.isfinite(factor.sum(dtype=torch.float64)))
+            bool(torch.isfinite(factor.sum())) or bool(torch.isfinite(factor).all())
             for part in self._slices()
             for block in part.blocks
             for factor in block

@@ -190,7 +190,8 @@ class Selector:
         afterwards, also when this raises; a failed selection leaves the current one in place.
 
         Raises:
-            RuntimeError: no criterion is known.
+            RuntimeError: no criterion is known, or no `WeightedLoss` to note losses for a strategy
+                that needs them.
             ValueError: gradients are not finite; head or loss do not fit, see
                 `last_layer_gradients`.
         """
@@ -238,6 +239,12 @@ class Selector:
         """What to choose from, and the indices in the dataset that its positions stand for."""
         indices, pool, n = torch.arange(self._size), self._pool, self._size
         losses = self.losses if self.strategy.needs_losses else None
+        if losses is not None and self._bound is None and bool(losses.isnan().all()):
+            raise RuntimeError(
+                f"`selector` must learn the losses of training for {type(self.strategy).__name__}, "
+                "got no loss that holds it. Wrap the training loss: "
+                "WeightedLoss(criterion, selector)."
+            )
         if not self.strategy.needs_gradients:
             return indices, Candidates(n, losses=losses)
         if self.pool_fraction < 1:

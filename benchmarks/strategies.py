@@ -4,8 +4,13 @@
 
 Each cell is a run of examples/train.py for each seed; finished ones are kept and not repeated, so
 the command goes on where it was interrupted, and tables show what is there (`--table` only shows).
-"Full, stopped" is the run on all the data, stopped once it has taken the time of `gradmatch`; it
-has not annealed its learning rate by then.
+Options that it does not know go to examples/train.py; `--every 5 --pool-fraction 0.25 --out
+runs/often`, say, selects more often from fewer candidates.
+
+Accuracies are means ± standard deviations over the seeds. Times are those of the fastest seed,
+since other work on the machine can only make a run slower. "Full, stopped" is the run on all the
+data, stopped once it has taken the time of `gradmatch`; it has not annealed its learning rate by
+then.
 """
 
 from __future__ import annotations
@@ -43,7 +48,7 @@ def main() -> None:
     add("--weight-decay", default="2e-3")
     add("--out", type=Path, default=Path("runs/strategies"))
     add("--table", action="store_true", help="show what is there, run nothing")
-    options = parser.parse_args()
+    options, others = parser.parse_known_args()
 
     tables: dict[tuple[str, str], Runs] = {}
     if not options.table:
@@ -51,7 +56,7 @@ def main() -> None:
         for last in range(len(options.seeds)):
             for data in options.data:
                 for fraction in options.fractions:
-                    run(options, data, fraction, options.seeds[: last + 1])
+                    run(options, data, fraction, options.seeds[: last + 1], others)
     for data in options.data:
         for fraction in options.fractions:
             results = folder(options.out, data, fraction) / "results.json"
@@ -65,7 +70,9 @@ def folder(out: Path, data: str, fraction: str) -> Path:
     return out / f"{Path(data).name}-{fraction}"
 
 
-def run(options: argparse.Namespace, data: str, fraction: str, seeds: list[str]) -> None:
+def run(
+    options: argparse.Namespace, data: str, fraction: str, seeds: list[str], others: list[str]
+) -> None:
     # A run on all the data is the same for every fraction.
     once = ("full", "infobatch") if fraction != options.fractions[0] else ()
     methods = [method for method in options.methods if method not in once]
@@ -79,11 +86,11 @@ def run(options: argparse.Namespace, data: str, fraction: str, seeds: list[str])
         "out": [str(folder(options.out, data, fraction))],
     }
     flags = [word for name, values in arguments.items() for word in (f"--{name}", *values)]
-    subprocess.run([sys.executable, str(EXAMPLE), *flags], check=True)
+    subprocess.run([sys.executable, str(EXAMPLE), *flags, *others], check=True)
 
 
 def markdown(tables: dict[tuple[str, str], Runs], methods: list[str]) -> str:
-    """Accuracy in % and training time as a share of that of the full run, means over the seeds."""
+    """Accuracy in %, and training time as a share of that of the full run."""
     full: dict[str, list[dict[str, Any]]] = {}
     for (data, _), runs in tables.items():
         if "full" in runs:
@@ -94,10 +101,10 @@ def markdown(tables: dict[tuple[str, str], Runs], methods: list[str]) -> str:
         cells = []
         for (data, _), runs in tables.items():
             found = runs.get(method, [])
-            seconds = mean(r["seconds"] for r in full[data]) if data in full else None
+            seconds = fastest(full[data]) if data in full else None
             if method == "full, stopped" and data in full and "gradmatch" in runs:
-                limit = mean(r["seconds"] for r in runs["gradmatch"])
-                found = [stopped(r, limit) for r in full[data]]
+                limit = fastest(runs["gradmatch"])
+                found = [stopped(r, limit * r["seconds"] / fastest(full[data])) for r in full[data]]
             cells.append(cell(found, seconds))
         if any(cells):
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
@@ -109,9 +116,13 @@ def cell(runs: list[dict[str, Any]], full_seconds: float | None) -> str:
         return ""
     accuracies = [100 * r["accuracy"] for r in runs]
     spread = f" ± {stdev(accuracies):.2f}" if len(runs) > 1 else ""
-    share = mean(r["seconds"] for r in runs) / full_seconds if full_seconds else None
+    share = fastest(runs) / full_seconds if full_seconds else None
     time = f" ({100 * share:.0f} %)" if share is not None else ""
     return f"{mean(accuracies):.2f}{spread}{time}"
+
+
+def fastest(runs: list[dict[str, Any]]) -> float:
+    return float(min(r["seconds"] for r in runs))
 
 
 def stopped(run: dict[str, Any], limit: float) -> dict[str, Any]:

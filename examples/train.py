@@ -6,9 +6,9 @@
 
 Methods: `full` trains on everything, `full-short` on everything for as many steps as a subset run
 has; the others on subsets, chosen by the strategy of that name: `random` once for all,
-`fresh-random` and `infobatch` in every epoch, the rest every `--every` epochs. With `-warm` behind
-it, a method spends its first epochs on shuffled shards of all the data. Finished runs are kept in
-`--out` and are not repeated.
+`fresh-random`, `loss-sampling` and `infobatch` in every epoch, the rest every `--every` epochs.
+With `-warm` behind it, a method spends its first epochs on shuffled shards of all the data.
+Finished runs are kept in `--out` and are not repeated.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ except ImportError as error:
     raise SystemExit(f"{error.name} is missing; {data.EXTRA}") from error
 
 FULL = ("full", "full-short")
-ALWAYS_COLD = ("fresh-random", "infobatch")  # they walk through all the data as it is
-METHODS = (*FULL, *STRATEGIES, *(f"{name}-warm" for name in STRATEGIES if name not in ALWAYS_COLD))
+EVERY_EPOCH = ("fresh-random", "loss-sampling", "infobatch")  # from all the data, warm as they are
+METHODS = (*FULL, *STRATEGIES, *(f"{name}-warm" for name in STRATEGIES if name not in EVERY_EPOCH))
 
 
 def subset_sampler(
@@ -58,7 +58,7 @@ def subset_sampler(
         num_workers=options.workers,
         seed=seed,
     )
-    every = {"random": options.epochs, "fresh-random": 1, "infobatch": 1}.get(name, options.every)
+    every = options.epochs if name == "random" else 1 if name in EVERY_EPOCH else options.every
     warm_start = options.warm_start if method.endswith("-warm") else 0.0
     return AdaptiveSubsetSampler(
         selector, every=every, epochs=options.epochs, warm_start=warm_start, seed=seed

@@ -38,8 +38,10 @@ REFUSED = {
 
 
 def strategy_names() -> list[str]:
-    """Those whose epochs are all of one length, by which train.py fixes its schedule."""
-    return [name for name, kind in STRATEGIES.items() if not kind.sizes_itself]
+    """Those that train.py can run: it fixes its schedule by epochs of one length, and the losses
+    that it computes may be of mixed images, which are no sample's own.
+    """
+    return [n for n, kind in STRATEGIES.items() if not (kind.sizes_itself or kind.needs_losses)]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,11 @@ import random
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+
+# The first example of a test can take long, where the machine is busy or torch loads something.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)

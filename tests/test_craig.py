@@ -60,7 +60,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch, height: int, width: int) -> Non
     monkeypatch.setattr("adaptive_subset.strategies.craig.tiles", cut)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     n=st.integers(2, 30),
     m=st.integers(1, 30),

@@ -134,7 +134,7 @@ def random_gradients(n: int, shapes: Sequence[tuple[int, int]], seed: int) -> Fa
     return FactoredGradients([(draw(n, c), draw(n, p)) for c, p in shapes])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     n=st.integers(1, 7),
     shapes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=2),
@@ -165,7 +165,7 @@ def test_factored_operations_equal_dense_ones(
     close(dense(gradients[index]), matrix[index])
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(m=st.integers(1, 5), size=st.integers(1, 4), seed=st.integers(0, 1000))
 def test_batch_gradients_are_means_of_their_members(m: int, size: int, seed: int) -> None:
     gradients = random_gradients(m * size + 1, [(3, 4), (2, 2)], seed)

@@ -123,7 +123,9 @@ def test_several_processes_are_refused() -> None:
 
 
 def test_the_length_is_not_known_before_the_first_selection() -> None:
-    sampler = AdaptiveSubsetSampler(Selector(DATA, InfoBatch()), every=1)
+    selector = Selector(DATA, InfoBatch())
+    WeightedLoss(nn.MSELoss(), selector)
+    sampler = AdaptiveSubsetSampler(selector, every=1)
     with pytest.raises(TypeError, match="follows from the first selection"):
         len(sampler)
     sampler.maybe_reselect(nn.Linear(1, 1), 0)

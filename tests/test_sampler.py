@@ -16,6 +16,7 @@ from adaptive_subset import (
     GradMatch,
     GradMatchPB,
     InfoBatch,
+    LossSampling,
     Random,
     Selector,
     TaggedIndex,
@@ -226,8 +227,9 @@ def test_resampling_refuses_negative_weights() -> None:
         {"every": 3, "epochs": 12, "warm_start": 0.25},
         {"every": 3, "fraction": None, "tolerance": 0.2, "strategy": GradMatch(lam=0.01)},
         {"every": 1, "fraction": None, "strategy": InfoBatch(epochs=12)},
+        {"every": 1, "strategy": LossSampling()},
     ],
-    ids=["warm", "tolerance", "infobatch"],
+    ids=["warm", "tolerance", "infobatch", "losses"],
 )
 def test_a_killed_run_resumes_exactly(options: dict[str, Any]) -> None:
     def train(net: nn.Module, sampler: AdaptiveSubsetSampler, epochs: range) -> list[Any]:

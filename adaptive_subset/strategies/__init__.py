@@ -3,7 +3,7 @@
 from adaptive_subset.strategies.craig import CRAIG, CRAIGPB
 from adaptive_subset.strategies.glister import GLISTER
 from adaptive_subset.strategies.gradmatch import GradMatch, GradMatchPB
-from adaptive_subset.strategies.gradnorm import GradientNorm
+from adaptive_subset.strategies.importance import GradientNorm, LossSampling
 from adaptive_subset.strategies.infobatch import InfoBatch
 from adaptive_subset.strategies.random import FreshRandom, Random
 from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy, Validation
@@ -18,6 +18,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "craig-pb": CRAIGPB,
     "glister": GLISTER,
     "gradient-norm": GradientNorm,
+    "loss-sampling": LossSampling,
     "infobatch": InfoBatch,
 }
 
@@ -33,6 +34,7 @@ __all__ = [
     "GradMatchPB",
     "GradientNorm",
     "InfoBatch",
+    "LossSampling",
     "Random",
     "Strategy",
     "Validation",
