@@ -38,20 +38,22 @@ def weighted_loss(
         A scalar, or for ``reduction="none"`` the weighted losses in the criterion's shape; and
         the losses before weighting, of shape (n,).
     """
-    reduced = criterion(output, target)
-    if getattr(criterion, "reduction", None) == "none" and reduced.ndim > 0:
-        columns = weights.to(reduced).view(-1, *[1] * (reduced.ndim - 1))
-        return reduced * columns, reduced.reshape(len(weights), -1).sum(1)
+    reduction = getattr(criterion, "reduction", None)
+    if reduction == "none" and (each := criterion(output, target)).ndim > 0:
+        columns = weights.to(each).view(-1, *[1] * (each.ndim - 1))
+        return each * columns, each.reshape(len(weights), -1).sum(1)
     losses, terms = unreduced_losses(criterion, output, target)
-    total, plain = (weights.to(losses) * losses).sum(), losses.detach().sum()
-    if getattr(criterion, "reduction", None) == "sum":
+    total = torch.dot(weights.to(losses), losses)
+    if reduction == "sum":
         return total, losses
     # Σℓ / criterion is exact but undefined at 0 and inexact where losses of both signs cancel, so
     # a plain mean, the usual case, is recognised.
-    value = reduced.detach()
-    rounding = 1e3 * torch.finfo(value.dtype).eps * losses.detach().abs().sum()
-    mean = (value * terms - plain).abs() <= rounding
-    return total / torch.where(mean, torch.full_like(plain, terms), plain / value), losses
+    with torch.no_grad():
+        value, plain = criterion(output, target), losses.sum()
+        rounding = 1e3 * torch.finfo(value.dtype).eps * losses.abs().sum()
+        mean = (value * terms - plain).abs() <= rounding
+        scale = torch.where(mean, 1 / terms, value / plain)
+    return total * scale, losses
 
 
 class WeightedLoss(nn.Module):
