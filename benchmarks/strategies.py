@@ -3,7 +3,8 @@
     python -m benchmarks.strategies --data mnist fashion-mnist --out runs/strategies
 
 Each cell is a run of examples/train.py for each seed; finished ones are kept and not repeated, so
-the command goes on where it was interrupted, and tables show what is there (`--table` only shows).
+the command goes on where it was interrupted, and the table shows what is there (`--table` only
+shows it).
 Options that it does not know go to examples/train.py; `--every 5 --pool-fraction 0.25 --out
 runs/often`, say, selects more often from fewer candidates.
 
@@ -50,20 +51,31 @@ def main() -> None:
     add("--table", action="store_true", help="show what is there, run nothing")
     options, others = parser.parse_known_args()
 
-    tables: dict[tuple[str, str], Runs] = {}
     if not options.table:
         # Seed by seed, so that an interrupted comparison has all methods with fewer seeds.
         for last in range(len(options.seeds)):
             for data in options.data:
                 for fraction in options.fractions:
                     run(options, data, fraction, options.seeds[: last + 1], others)
-    for data in options.data:
-        for fraction in options.fractions:
-            results = folder(options.out, data, fraction) / "results.json"
-            if results.exists():
-                name = Path(data).name
-                tables[name, fraction] = json.loads(results.read_text())["runs"]
-    print(markdown(tables, options.methods))
+    tables = {
+        (Path(data).name, fraction): {
+            method: finished(folder(options.out, data, fraction), method, options.seeds)
+            for method in options.methods
+        }
+        for data in options.data
+        for fraction in options.fractions
+    }
+    print(markdown(tables, options.methods, len(options.seeds)))
+
+
+def finished(place: Path, method: str, seeds: list[str]) -> list[dict[str, Any]]:
+    """The runs that are there, the newest of each seed."""
+    runs = []
+    for seed in seeds:
+        paths = (place / "finished").glob(f"{method}-seed{seed}-*.json")
+        newest = sorted(paths, key=lambda path: path.stat().st_mtime)[-1:]
+        runs += [json.loads(path.read_text()) for path in newest]
+    return runs
 
 
 def folder(out: Path, data: str, fraction: str) -> Path:
@@ -89,11 +101,11 @@ def run(
     subprocess.run([sys.executable, str(EXAMPLE), *flags, *others], check=True)
 
 
-def markdown(tables: dict[tuple[str, str], Runs], methods: list[str]) -> str:
+def markdown(tables: dict[tuple[str, str], Runs], methods: list[str], seeds: int) -> str:
     """Accuracy in %, and training time as a share of that of the full run."""
     full: dict[str, list[dict[str, Any]]] = {}
     for (data, _), runs in tables.items():
-        if "full" in runs:
+        if runs.get("full"):
             full[data] = runs["full"]
     heads = [f"{data}, {100 * float(fraction):g} %" for data, fraction in tables]
     lines = ["| method | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
@@ -102,23 +114,24 @@ def markdown(tables: dict[tuple[str, str], Runs], methods: list[str]) -> str:
         for (data, _), runs in tables.items():
             found = runs.get(method, [])
             seconds = fastest(full[data]) if data in full else None
-            if method == "full, stopped" and data in full and "gradmatch" in runs:
+            if method == "full, stopped" and data in full and runs.get("gradmatch"):
                 limit = fastest(runs["gradmatch"])
                 found = [stopped(r, limit * r["seconds"] / fastest(full[data])) for r in full[data]]
-            cells.append(cell(found, seconds))
+            cells.append(cell(found, seconds, seeds))
         if any(cells):
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def cell(runs: list[dict[str, Any]], full_seconds: float | None) -> str:
+def cell(runs: list[dict[str, Any]], full_seconds: float | None, seeds: int) -> str:
     if not runs:
         return ""
     accuracies = [100 * r["accuracy"] for r in runs]
     spread = f" ± {stdev(accuracies):.2f}" if len(runs) > 1 else ""
-    share = fastest(runs) / full_seconds if full_seconds else None
-    time = f" ({100 * share:.0f} %)" if share is not None else ""
-    return f"{mean(accuracies):.2f}{spread}{time}"
+    notes = [f"{100 * fastest(runs) / full_seconds:.0f} %"] if full_seconds else []
+    if len(runs) < seeds:
+        notes.append(f"{len(runs)} seed" + "s" * (len(runs) > 1))
+    return f"{mean(accuracies):.2f}{spread}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def fastest(runs: list[dict[str, Any]]) -> float:
