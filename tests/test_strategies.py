@@ -52,7 +52,7 @@ EVERY: dict[str, Strategy] = {
     "loss": LossSampling(),
     "loss, unbiased": LossSampling(unbiased=True),
     "glister": GLISTER(refreshes=4),
-    "glister, per class": GLISTER(scope="per-class"),
+    "glister, global": GLISTER(scope="global"),
     "infobatch": InfoBatch(),
 }
 GRADIENTS = [name for name, strategy in EVERY.items() if strategy.needs_gradients]

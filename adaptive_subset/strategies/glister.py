@@ -30,14 +30,17 @@ class GLISTER(Strategy):
     gives, after every k / `refreshes` picks. Without a validation set the training loss takes its
     place. All weights are n/k.
 
-    Deviation: the step is the mean over S, not the sum, so that it does not grow with the budget.
+    Deviations: the step is the mean over S, not the sum, so that it does not grow with the budget;
+    each class is chosen for by itself, since with one problem for all of them most picks are of the
+    class that is fitted worst. Targets that are no class labels are always one problem.
 
     Args:
-        lr: η, the learning rate of the look-ahead step, that of the training, for the mean over
-            samples of their losses.
+        lr: η of the look-ahead step, which stands for all the steps until the next selection: of
+            the size of the sum of their learning rates, times 1/(1 − momentum). Much smaller, and
+            one pick does not change what the next one is worth.
         refreshes: how often the validation gradient is computed in a selection, at least 1.
-        scope: "global" (the paper's), or "per-class": each class by itself, from its own validation
-            samples and with its own part of the budget.
+        scope: "per-class": each class by itself, from its own validation samples and with its own
+            part of the budget; "global": the paper's.
         shares: of the classes, see `GradMatch`.
 
     Raises:
@@ -45,9 +48,9 @@ class GLISTER(Strategy):
             therefore cannot be followed.
     """
 
-    lr: float = 0.05
+    lr: float = 5.0
     refreshes: int = 20
-    scope: Literal["per-class", "global"] = "global"
+    scope: Literal["per-class", "global"] = "per-class"
     shares: Shares = "proportional"
 
     needs_gradients = True
