@@ -27,7 +27,7 @@ from typing import Any
 from adaptive_subset import STRATEGIES
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "train.py"
-WARM = ("gradmatch", "gradmatch-pb", "craig", "craig-pb", "glister", "gradient-norm")
+WARM = ("random", "gradmatch", "gradmatch-pb", "craig", "craig-pb", "glister", "gradient-norm")
 METHODS = ["full", "full-short", *STRATEGIES, *(f"{name}-warm" for name in WARM)]
 
 Runs = dict[str, list[dict[str, Any]]]
