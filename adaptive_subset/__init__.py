@@ -1,7 +1,9 @@
 """Train PyTorch models on a small, weighted, adaptively chosen subset of the data."""
 
-from adaptive_subset.loss import WeightedLoss
-from adaptive_subset.sampler import AdaptiveSubsetSampler
+from adaptive_subset.delivery.dataset import TaggedDataset
+from adaptive_subset.delivery.sampler import AdaptiveSubsetSampler
+from adaptive_subset.delivery.tags import TaggedIndex, WeightedTarget
+from adaptive_subset.delivery.weighted_loss import WeightedLoss
 from adaptive_subset.selection import Selection
 from adaptive_subset.selector import Selector
 from adaptive_subset.strategies import (
@@ -21,7 +23,6 @@ from adaptive_subset.strategies import (
     Strategy,
     Validation,
 )
-from adaptive_subset.tags import TaggedDataset, TaggedIndex, WeightedTarget
 
 __version__ = "0.1.0"
 

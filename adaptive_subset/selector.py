@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset, Subset
 
-from adaptive_subset.gradients import FactoredGradients
-from adaptive_subset.head import Head
-from adaptive_subset.last_layer import LastLayer
-from adaptive_subset.losses import Criterion
-from adaptive_subset.pool import last_layer_gradients, pool_loader, varies
+from adaptive_subset.gradients.collect import last_layer_gradients, pool_loader, varies
+from adaptive_subset.gradients.factored import FactoredGradients
+from adaptive_subset.gradients.head import Head
+from adaptive_subset.gradients.look_ahead import LastLayer
+from adaptive_subset.gradients.per_sample import Criterion
 from adaptive_subset.randomness import seeded
 from adaptive_subset.selection import Selection
 from adaptive_subset.strategies import STRATEGIES, Candidates, Choice, Strategy, Validation
-from adaptive_subset.tolerance import smallest_choice
+from adaptive_subset.strategies.smallest import smallest_choice
 
 logger = logging.getLogger("adaptive_subset")
 

@@ -27,9 +27,9 @@ import numpy as np
 import torch
 
 from adaptive_subset import CRAIG, Candidates
-from adaptive_subset.gradients import FactoredGradients
+from adaptive_subset.gradients.factored import FactoredGradients
 from adaptive_subset.strategies.craig import gradient_distances
-from adaptive_subset.strategies.facility import facility_location
+from adaptive_subset.strategies.solvers.facility_location import facility_location
 from benchmarks import measure, trained
 
 Solver = Callable[[], Any]  # gives the chosen positions

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import nnls
 from sklearn.linear_model import orthogonal_mp_gram
 
-from adaptive_subset.strategies.omp import DenseAtoms, OMPResult, omp
+from adaptive_subset.strategies.solvers.matching_pursuit import DenseAtoms, OMPResult, omp
 from benchmarks import measure, trained
 
 

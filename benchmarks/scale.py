@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from adaptive_subset import STRATEGIES
-from adaptive_subset.gradients import FactoredGradients
+from adaptive_subset.gradients.factored import FactoredGradients
 from adaptive_subset.strategies import Candidates
 from benchmarks import measure
 

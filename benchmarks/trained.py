@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from adaptive_subset.pool import last_layer_gradients, pool_loader
+from adaptive_subset.gradients.collect import last_layer_gradients, pool_loader
 from adaptive_subset.strategies import Candidates
 from examples import data, models
 from examples.data import Images

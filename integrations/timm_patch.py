@@ -31,7 +31,7 @@ from adaptive_subset.integrations.timm_flags import add_flags, strategy_of
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler
 
 from adaptive_subset import AdaptiveSubsetSampler, Selection, Selector, Strategy
-from adaptive_subset.preserve import unwrap
+from adaptive_subset.gradients.model_state import unwrap
 
 TESTED = "0.9.16, 1.0.3, 1.0.15, 1.0.22, 1.0.25, 1.0.28 and 1.0.31"
 _NEEDED = ("parser", "main", "create_loader", "train_one_epoch")

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from adaptive_subset import CRAIG, CRAIGPB, Candidates, Selector, Validation
-from adaptive_subset.gradients import FactoredGradients
-from adaptive_subset.strategies import facility
+from adaptive_subset.gradients.factored import FactoredGradients
 from adaptive_subset.strategies.craig import _GradientDistances, gradient_distances
-from adaptive_subset.strategies.facility import Medoids, Stored, facility_location
+from adaptive_subset.strategies.solvers import facility_location as facility
+from adaptive_subset.strategies.solvers.facility_location import Medoids, Stored, facility_location
 
 
 def points(n: int, seed: int, d: int = 3) -> np.ndarray:
@@ -56,7 +56,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch, height: int, width: int) -> Non
             for j in range(0, columns, width)
         ]
 
-    monkeypatch.setattr("adaptive_subset.strategies.facility.tiles", cut)
+    monkeypatch.setattr("adaptive_subset.strategies.solvers.facility_location.tiles", cut)
     monkeypatch.setattr("adaptive_subset.strategies.craig.tiles", cut)
 
 

@@ -139,7 +139,7 @@ def test_batches_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> No
     train, _ = sets(3)
     options: dict[str, Any] = {"budget": 12, "criterion": nn.CrossEntropyLoss()}
     whole = Selector(train, "glister", **options).select(net(3), 0)
-    monkeypatch.setattr("adaptive_subset.last_layer._ROWS", 5)
+    monkeypatch.setattr("adaptive_subset.gradients.look_ahead._ROWS", 5)
     pool = DataLoader(train, batch_size=7)
     parts = Selector(train, "glister", pool=pool, **options).select(net(3), 0)
     assert torch.equal(whole.indices, parts.indices)

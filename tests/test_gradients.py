@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from adaptive_subset.gradients import BatchGradients, FactoredGradients
-from adaptive_subset.pool import last_layer_gradients
+from adaptive_subset.gradients.collect import last_layer_gradients
+from adaptive_subset.gradients.factored import BatchGradients, FactoredGradients
 from tests import models
 
 
@@ -188,8 +188,8 @@ def test_batch_gram_in_slices_equals_the_whole(monkeypatch: pytest.MonkeyPatch) 
     gradients = random_gradients(12, [(7, 3)], 0)
     members = torch.arange(12).view(4, 3)
     whole = BatchGradients(gradients, members).gram
-    monkeypatch.setattr("adaptive_subset.gradients._BLOCK", 30)
-    monkeypatch.setattr("adaptive_subset.gradients._TILE", 3)
+    monkeypatch.setattr("adaptive_subset.gradients.factored._BLOCK", 30)
+    monkeypatch.setattr("adaptive_subset.gradients.factored._TILE", 3)
     torch.testing.assert_close(BatchGradients(gradients, members).gram, whole)
 
 
@@ -197,7 +197,7 @@ def test_batch_gram_in_slices_equals_the_whole(monkeypatch: pytest.MonkeyPatch) 
 def test_stored_in_half_precision_is_computed_with_in_single(
     stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adaptive_subset.gradients._ROWS", 5)
+    monkeypatch.setattr("adaptive_subset.gradients.factored._ROWS", 5)
     wide = random_gradients(12, [(3, 4), (2, 2)], 0)
     half = FactoredGradients([(d.to(stored), h.to(stored)) for d, h in wide.blocks])
     single = half[:]

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from adaptive_subset import CRAIG, GLISTER, GradMatch, GradMatchPB, Strategy
-from adaptive_subset.pool import last_layer_gradients
-from adaptive_subset.strategies.omp import Array, DenseAtoms, omp
+from adaptive_subset.gradients.collect import last_layer_gradients
+from adaptive_subset.strategies.solvers.matching_pursuit import Array, DenseAtoms, omp
 from tests.test_strategies import candidates
 
 
@@ -100,7 +100,7 @@ def test_no_tensor_holds_every_gradient_or_every_pair(
     strategy: Strategy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n, classes, p = 1200, 30, 40
-    monkeypatch.setattr("adaptive_subset.gradients._BLOCK", 4096)
+    monkeypatch.setattr("adaptive_subset.gradients.factored._BLOCK", 4096)
     given = candidates(n, classes, p)
     tracemalloc.start()
     with LargestTensor() as largest:

@@ -17,7 +17,7 @@ from adaptive_subset import (
     Selector,
     WeightedLoss,
 )
-from adaptive_subset.gradients import FactoredGradients
+from adaptive_subset.gradients.factored import FactoredGradients
 from adaptive_subset.strategies.importance import _inclusion
 
 N, BUDGET = 50, 12

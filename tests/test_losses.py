@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptive_subset import WeightedLoss, WeightedTarget
-from adaptive_subset.loss import weighted_loss
-from adaptive_subset.losses import per_sample_losses
+from adaptive_subset.delivery.weighted_loss import weighted_loss
+from adaptive_subset.gradients.per_sample import per_sample_losses
 
 N, C = 6, 4
 GENERATOR = torch.Generator().manual_seed(0)

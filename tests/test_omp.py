@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from sklearn.linear_model import orthogonal_mp_gram
 from torch import Tensor
 
-from adaptive_subset.strategies.omp import DenseAtoms, OMPResult, _make_feasible, omp
+from adaptive_subset.strategies.solvers.matching_pursuit import (
+    DenseAtoms,
+    OMPResult,
+    _make_feasible,
+    omp,
+)
 from tests import reference
 
 FORMS = ("primal", "dual")

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from adaptive_subset.head import Head
-from adaptive_subset.pool import last_layer_gradients, pool_loader
-from adaptive_subset.preserve import unwrap
+from adaptive_subset.gradients.collect import last_layer_gradients, pool_loader
+from adaptive_subset.gradients.head import Head
+from adaptive_subset.gradients.model_state import unwrap
 from tests import models
 from tests.test_gradients import dense, looped_gradients
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adaptive_subset.gradients import FactoredGradients
-from adaptive_subset.last_layer import LastLayer
+from adaptive_subset.gradients.factored import FactoredGradients
+from adaptive_subset.gradients.look_ahead import LastLayer
 from adaptive_subset.strategies import (
     CRAIG,
     CRAIGPB,
@@ -29,7 +29,7 @@ from adaptive_subset.strategies import (
     Strategy,
     Validation,
 )
-from adaptive_subset.strategies.problems import equal_shares, proportional_shares
+from adaptive_subset.strategies.division import equal_shares, proportional_shares
 
 EVERY: dict[str, Strategy] = {
     "random": Random(),

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from adaptive_subset import TaggedDataset, TaggedIndex, WeightedTarget
-from adaptive_subset.tags import split_batch
+from adaptive_subset.items import split_batch
 
 INDEX = TaggedIndex(1, 0.25)
 Pair = namedtuple("Pair", "x y")

@@ -7,17 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptive_subset.gradients import BatchGradients, FactoredGradients
+from adaptive_subset.gradients.factored import BatchGradients, FactoredGradients
 from adaptive_subset.randomness import seeded
-from adaptive_subset.strategies.facility import (
-    Distances,
-    Index,
-    Medoids,
-    Stored,
-    facility_location,
-    tiles,
-)
-from adaptive_subset.strategies.problems import (
+from adaptive_subset.strategies.division import (
     Scope,
     Shares,
     by_problem,
@@ -25,6 +17,14 @@ from adaptive_subset.strategies.problems import (
     fill,
     mini_batches,
     warn_if_mostly_filled,
+)
+from adaptive_subset.strategies.solvers.facility_location import (
+    Distances,
+    Index,
+    Medoids,
+    Stored,
+    facility_location,
+    tiles,
 )
 from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy
 

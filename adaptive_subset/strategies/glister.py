@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from adaptive_subset.randomness import seeded
-from adaptive_subset.strategies.problems import (
+from adaptive_subset.strategies.division import (
     Shares,
     by_problem,
     check_scope,

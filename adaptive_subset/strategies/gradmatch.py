@@ -8,10 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from adaptive_subset.gradients import BatchGradients, FactoredGradients
+from adaptive_subset.gradients.factored import BatchGradients, FactoredGradients
 from adaptive_subset.randomness import seeded
-from adaptive_subset.strategies.omp import atoms_of, omp
-from adaptive_subset.strategies.problems import (
+from adaptive_subset.strategies.division import (
     Scope,
     Shares,
     by_problem,
@@ -20,6 +19,7 @@ from adaptive_subset.strategies.problems import (
     mini_batches,
     warn_if_mostly_filled,
 )
+from adaptive_subset.strategies.solvers.matching_pursuit import atoms_of, omp
 from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy
 
 

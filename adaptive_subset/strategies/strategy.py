@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adaptive_subset.gradients import FactoredGradients
-from adaptive_subset.last_layer import LastLayer
+from adaptive_subset.gradients.factored import FactoredGradients
+from adaptive_subset.gradients.look_ahead import LastLayer
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from adaptive_subset.gradients import BatchGradients
+from adaptive_subset.gradients.factored import BatchGradients
 from adaptive_subset.strategies.strategy import Candidates, Choice
 
 Scope = Literal["per-gradient", "per-class", "global"]

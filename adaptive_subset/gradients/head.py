@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from adaptive_subset.preserve import unwrap
+from adaptive_subset.gradients.model_state import unwrap
 
 Head: TypeAlias = str | nn.Module | Sequence[str | nn.Module]
 _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptive_subset.gradients import BatchGradients, FactoredGradients
+from adaptive_subset.gradients.factored import BatchGradients, FactoredGradients
 
 Array = np.ndarray[Any, Any]
 

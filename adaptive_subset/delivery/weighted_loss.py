@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
-from adaptive_subset.losses import Criterion, unreduced_losses
-from adaptive_subset.tags import WeightedTarget
+from adaptive_subset.delivery.tags import WeightedTarget
+from adaptive_subset.gradients.per_sample import Criterion, unreduced_losses
 
 Report = Callable[[Tensor, Tensor], None]
 

@@ -11,18 +11,15 @@ collation, workers, pinning, device moves and row operations up to the loss.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 Tags = tuple[Any, Any]  # weights and indices: tensors for a batch, numbers for a single sample
-
-_NAMES = ("target", "targets", "label", "labels", "y")
 
 
 class TaggedIndex(int):
@@ -214,132 +211,3 @@ _ARITHMETIC = {  # with numbers; with another tensor it may mix rows
     *(Tensor.__eq__, Tensor.__ne__, Tensor.eq, Tensor.ne, Tensor.lt, Tensor.le, Tensor.gt),
     *(Tensor.ge, Tensor.clamp),
 }
-
-
-class TaggedDataset(Dataset[Any]):
-    """A map-style dataset whose targets carry the weight of the index that asked for them.
-
-    An ordinary index gives the item untouched. Other attributes (``classes``, ``transform``, …) are
-    those of the wrapped dataset.
-
-    Args:
-        dataset: items are tuples, mappings or objects that hold a numeric target.
-        target: position, key or attribute of the target. By default the second of a pair, or
-            the one field called target, targets, label, labels or y.
-
-    Raises:
-        TypeError: on access, where no target is found or it is not numeric.
-    """
-
-    def __init__(self, dataset: Any, target: int | str | None = None) -> None:
-        self.dataset = dataset
-        self.target = target
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[Any]) -> list[Any]:
-        plain = [int(i) if isinstance(i, TaggedIndex) else i for i in indices]
-        if callable(fetch := getattr(self.dataset, "__getitems__", None)):
-            items = fetch(plain)
-        else:
-            items = [self.dataset[i] for i in plain]
-        return [
-            self._tagged(item, index) if isinstance(index, TaggedIndex) else item
-            for item, index in zip(items, indices, strict=True)
-        ]
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "dataset" not in vars(self):  # while it is being unpickled
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-    def _tagged(self, item: Any, index: TaggedIndex) -> Any:
-        tags = index.weight, int(index)
-        if self.target is None and type(item) is tuple and len(item) == 2:  # nearly always
-            return item[0], WeightedTarget(_tensor(item[1], 1), *tags)
-        key = target_key(item, self.target)
-        return _replaced(item, key, WeightedTarget(_tensor(_get(item, key), key), *tags))
-
-
-def split_batch(
-    batch: Any, target: int | str | None = None
-) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """Inputs and target of a batch: positional arguments, keyword arguments, target.
-
-    The fields of a tuple are positional arguments of the model, those of a mapping or of an object
-    keyword arguments. `target` is as in `TaggedDataset`.
-
-    Example:
-        >>> split_batch({"pixels": 1, "label": 2})
-        ((), {'pixels': 1}, 2)
-    """
-    key = target_key(batch, target)
-    if isinstance(batch, (tuple, list)):
-        place = range(len(batch))[key]
-        return tuple(v for i, v in enumerate(batch) if i != place), {}, batch[place]
-    fields = batch if isinstance(batch, Mapping) else vars(batch)
-    return (), {name: value for name, value in fields.items() if name != key}, fields[key]
-
-
-def target_key(item: Any, target: int | str | None) -> Any:
-    """Where in `item` the target is: a position, key or attribute name.
-
-    Raises:
-        TypeError: it is not where `target` says, or not found without a hint.
-    """
-    if isinstance(item, (tuple, list)):
-        names: Sequence[Any] = range(-len(item), len(item))
-        guesses: Sequence[Any] = [1] if len(item) == 2 else []
-    else:
-        names = list(item) if isinstance(item, Mapping) else list(getattr(item, "__dict__", ()))
-        guesses = [name for name in _NAMES if name in names]
-    if target is not None and target in names:
-        return target
-    if target is None and len(guesses) == 1:
-        return guesses[0]
-    kind, size = type(item).__name__, len(item) if isinstance(item, (tuple, list)) else list(names)
-    got = f"a {kind} of {size}" if isinstance(size, int) else f"a {kind} with {size}"
-    raise TypeError(
-        "`target` must say where in an item of the dataset the target is, got "
-        f"target={target!r} for {got}. Pass the position, key or attribute: "
-        "Selector(..., target=...)."
-    )
-
-
-def _get(item: Any, key: Any) -> Any:
-    return item[key] if isinstance(item, (tuple, list, Mapping)) else getattr(item, key)
-
-
-def _replaced(item: Any, key: Any, value: Any) -> Any:
-    """A shallow copy of `item` with another target."""
-    if isinstance(item, tuple):
-        fields = list(item)
-        fields[key] = value
-        return item._make(fields) if hasattr(item, "_make") else tuple(fields)
-    changed = copy.copy(item)
-    if isinstance(item, (list, Mapping)):
-        changed[key] = value
-    else:
-        object.__setattr__(changed, key, value)
-    return changed
-
-
-def _tensor(value: Any, key: Any) -> Tensor:
-    """`value` as collation would make it: int64 for an int, float64 for a float."""
-    if type(value) is int:
-        return torch.scalar_tensor(value, dtype=torch.int64)
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, float) and not isinstance(value, np.generic):
-        return torch.tensor(value, dtype=torch.float64)
-    if isinstance(value, (bool, int, np.generic, np.ndarray)):
-        return torch.as_tensor(value)
-    raise TypeError(
-        f"`target` must lead to a number, array or tensor, got {type(value).__name__} at {key!r}. "
-        "Turn it into a number in the dataset (target_transform), or pass Selector(..., target=...)"
-        " with the position, key or attribute of the label."
-    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptive_subset.losses import Criterion, per_sample_losses
+from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
 
 _ROWS = 2**16  # samples whose outputs are held at once
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 
+from adaptive_subset.delivery.dataset import TaggedDataset
+from adaptive_subset.delivery.tags import TaggedIndex
 from adaptive_subset.distributed import once, replicas
 from adaptive_subset.randomness import resample, seeded, shard
 from adaptive_subset.selection import Selection
 from adaptive_subset.selector import Selector
-from adaptive_subset.tags import TaggedDataset, TaggedIndex
 
 
 class AdaptiveSubsetSampler(Sampler[int]):

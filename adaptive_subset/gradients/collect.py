@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from adaptive_subset.gradients import FactoredGradients
-from adaptive_subset.head import Head, HeadRecorder, find_heads
-from adaptive_subset.losses import Criterion, per_sample_losses
-from adaptive_subset.preserve import evaluating, preserved_random_state, unwrap
+from adaptive_subset.gradients.factored import FactoredGradients
+from adaptive_subset.gradients.head import Head, HeadRecorder, find_heads
+from adaptive_subset.gradients.model_state import evaluating, preserved_random_state, unwrap
+from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
+from adaptive_subset.items import split_batch
 from adaptive_subset.randomness import seeded
-from adaptive_subset.tags import split_batch
 
 logger = logging.getLogger("adaptive_subset")
 

@@ -1,0 +1,1 @@
+"""A selection in, weighted batches and their loss out."""

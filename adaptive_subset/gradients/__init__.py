@@ -1,0 +1,1 @@
+"""Model and data in, last-layer gradients out."""

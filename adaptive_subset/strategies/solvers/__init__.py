@@ -1,0 +1,1 @@
+"""What strategies have in common: greedy solvers that know no model and no dataset."""
