@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
 import numpy as np
 import torch
 from torch import Tensor
 
 
-def seeded(seed: int, *salt: int) -> torch.Generator:
-    """A CPU generator that depends on `seed` and every number in `salt`, and on nothing else."""
-    state = np.random.SeedSequence((seed, *salt)).generate_state(1, np.uint64)[0]
+class Purpose(IntEnum):
+    """What a draw is for. Draws for different purposes have nothing to do with one another."""
+
+    SELECTION = 0  # what a strategy draws
+    POOL = 1  # the candidates that a selection looks at
+    PASS = 2  # the order of a pass over all data
+    ORDER = 3  # the order of an epoch
+    RESAMPLING = 4  # which samples of an epoch are repeated
+    WORKERS = 5  # the seeds of a loader's workers
+
+
+def seeded(seed: int, epoch: int, purpose: Purpose) -> torch.Generator:
+    """A CPU generator that depends on the three arguments and on nothing else."""
+    state = np.random.SeedSequence((seed, epoch, int(purpose))).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) >> 1)
 
 
 def shard(n: int, size: int, epoch: int, seed: int) -> Tensor:
-    """The `epoch`-th stretch of `size` in an endless row of shuffled passes over ``range(n)``.
+    """The `epoch`-th stretch of `size` <= n in an endless row of shuffled passes over ``range(n)``.
 
     Successive epochs walk through the data without replacement, so that every sample is seen
-    equally often (the sampling of RS2, Okanovic et al. 2024, §3). Returns (size,) int64.
+    equally often (the sampling of RS2, Okanovic et al. 2024, §3). Where a pass ends inside an
+    epoch, the samples of that epoch wait in the next pass, so that none comes twice in it. Returns
+    (size,) int64, distinct.
 
     Example:
         >>> seen = torch.cat([shard(10, 4, epoch, seed=0) for epoch in range(5)])
@@ -25,7 +43,20 @@ def shard(n: int, size: int, epoch: int, seed: int) -> Tensor:
         [2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
     """
     first, last = epoch * size // n, ((epoch + 1) * size - 1) // n
-    passes = [torch.randperm(n, generator=seeded(seed, i)) for i in range(first, last + 1)]
+    # The end of a pass decides what waits in the next one. Where an epoch is at most half of a
+    # pass, waiting never reaches its end, so that one pass back is far enough.
+    passes = [torch.zeros(0, dtype=torch.int64)]
+    for i in range(max(0, first - 1) if 2 * size <= n else 0, last + 1):
+        order = torch.randperm(n, generator=seeded(seed, i, Purpose.PASS))
+        missing = -(i * n) % size  # what the epoch that the pass before ended in still needs
+        if missing:
+            taken = torch.zeros(n, dtype=torch.bool)
+            taken[passes[-1][len(passes[-1]) - (size - missing) :]] = True
+            head = (~taken[order]).nonzero()[:missing, 0]
+            later = torch.ones(n, dtype=torch.bool)
+            later[head] = False
+            order = torch.cat([order[head], order[later]])
+        passes = [*passes[-1:], order] if i > first else [order]
     start = epoch * size - first * n
     return torch.cat(passes)[start : start + size]
 
@@ -41,3 +72,18 @@ def resample(weights: Tensor, size: int, generator: torch.Generator) -> Tensor:
     offset = torch.rand((), generator=generator, dtype=torch.float64)
     ticks = (torch.arange(size, dtype=torch.float64) + offset) * (edges[-1] / size)
     return order[torch.searchsorted(edges, ticks, right=True).clamp_(max=len(weights) - 1)]
+
+
+@contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Python's, NumPy's and torch's global generators (CPU and CUDA) are restored on exit."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -63,8 +64,52 @@ class Selection:
         """Seconds that the selection took in all."""
         return self.forward_seconds + self.solver_seconds
 
+    def state_dict(self) -> dict[str, Any]:
+        """All fields by name, tensors copied."""
+        return {k: v.clone() if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any], n: int) -> Selection:
+        """The selection that `state_dict` was taken from, of a dataset of `n` samples.
+
+        Raises:
+            ValueError: indices out of range, or weights that do not fit them or are not finite.
+        """
+        indices, weights = state["indices"].clone(), state["weights"].clone()
+        problem = None
+        if indices.ndim != 1 or weights.shape != indices.shape or not len(indices):
+            problem = f"indices {tuple(indices.shape)} and weights {tuple(weights.shape)}"
+        elif int(indices.min()) < 0 or int(indices.max()) >= n:
+            problem = f"indices from {int(indices.min())} to {int(indices.max())}"
+        elif not bool(torch.isfinite(weights).all()):
+            problem = "weights that are not finite"
+        if problem is not None:
+            raise ValueError(
+                f"`state` must hold indices in [0, {n - 1}] with one finite weight each, got "
+                f"{problem}. The checkpoint is damaged, or that of another dataset."
+            )
+        return cls(**{**state, "indices": indices, "weights": weights})
+
+    def __str__(self) -> str:
+        error = "unknown" if self.relative_error is None else f"{self.relative_error:.4f}"
+        return (
+            f"relative gradient error {error}, effective size {self.effective_size:.0f}, "
+            f"{self.filled} filled at random, "
+            f"{self.forward_seconds:.2f} s forward, {self.solver_seconds:.2f} s solver"
+        )
+
     def summary(self) -> dict[str, Any]:
         """The figures without the indices and weights, as plain numbers, for logs and plots."""
         figures = {f.name: getattr(self, f.name) for f in fields(self)}
         del figures["indices"], figures["weights"]
         return {"size": len(self), "effective_size": self.effective_size, **figures}
+
+
+def check_configuration(name: str, here: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Raise a ValueError where a saved configuration is not that of the object `here`."""
+    if here != saved:
+        differing = {k: (saved.get(k), here[k]) for k in here if saved.get(k) != here[k]}
+        raise ValueError(
+            f"`state` must come from a {name} with the same arguments, got (saved, here): "
+            f"{differing}. Construct it as in the interrupted run."
+        )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from adaptive_subset.gradients.collect import last_layer_gradients, pool_loader
+from adaptive_subset.gradients import GradientSource
 from adaptive_subset.strategies import Candidates
 from examples import data, models
 from examples.data import Images
@@ -45,8 +45,6 @@ def network(given: data.Data, name: str | None = None, steps: int | None = None)
 def candidates(source: str) -> Candidates:
     """The last-layer gradients of such a network on all its training data."""
     given = images(source)
-    pool = pool_loader(given.plain, batch_size=256, num_workers=0)
-    gradients, targets, _ = last_layer_gradients(
-        network(given), pool, nn.CrossEntropyLoss(), size=len(given.plain)
-    )
-    return Candidates(len(given.plain), gradients, targets)
+    n = len(given.plain)
+    pool = GradientSource(given.plain).read(network(given), nn.CrossEntropyLoss(), size=n)
+    return Candidates(n, pool.gradients, pool.classes)

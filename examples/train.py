@@ -5,8 +5,8 @@
     python examples/train.py --data path/to/folder --methods full fresh-random gradmatch-warm
 
 Methods: `full` trains on everything, `full-short` on everything for as many steps as a subset run
-has; the others on subsets, chosen by the strategy of that name: `random` once for all,
-`fresh-random`, `loss-sampling` and `infobatch` in every epoch, the rest every `--every` epochs.
+has; the others on subsets, chosen by the strategy of that name: `random` once for all, the others
+as often as the strategy asks for, or every `--every` epochs where it chooses by gradients.
 With `-warm` behind it, a method spends its first epochs on shuffled shards of all the data.
 Finished runs are kept in `--out` and are not repeated.
 """
@@ -37,8 +37,9 @@ except ImportError as error:
     raise SystemExit(f"{error.name} is missing; {data.EXTRA}") from error
 
 FULL = ("full", "full-short")
-EVERY_EPOCH = ("fresh-random", "loss-sampling", "infobatch")  # from all the data, warm as they are
-METHODS = (*FULL, *STRATEGIES, *(f"{name}-warm" for name in STRATEGIES if name not in EVERY_EPOCH))
+# What selects in every epoch, from all the data, is warm as it is.
+WARM = tuple(f"{name}-warm" for name, kind in STRATEGIES.items() if kind.every > 1)
+METHODS = (*FULL, *STRATEGIES, *WARM)
 
 
 def subset_sampler(
@@ -58,7 +59,7 @@ def subset_sampler(
         num_workers=options.workers,
         seed=seed,
     )
-    every = options.epochs if name == "random" else 1 if name in EVERY_EPOCH else options.every
+    every = options.every if strategy.needs_gradients else None
     warm_start = options.warm_start if method.endswith("-warm") else 0.0
     return AdaptiveSubsetSampler(
         selector, every=every, epochs=options.epochs, warm_start=warm_start, seed=seed
@@ -200,7 +201,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=", ".join(METHODS),
         default=["full", "random", "fresh-random", "gradmatch"])  # fmt: skip
     add("--fraction", type=float, default=0.1, help="size of the subset (0.1)")
-    add("--every", type=int, default=20, help="epochs between selections, the paper's R (20)")
+    add("--every", type=int, metavar="R",
+        help="epochs between selections by gradients (the strategy's own: 20)")  # fmt: skip
     add("--pool-fraction", type=float, default=1.0,
         help="share of the data that a selection looks at, drawn afresh (1)")  # fmt: skip
     add("--warm-start", type=float, default=0.5, help="warm share of a -warm method (0.5)")

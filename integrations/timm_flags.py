@@ -13,7 +13,11 @@ _FLAGS: dict[str, tuple[Any, str, str]] = {
     "fraction": (float, "F", "size of the subset, as a share of the training set"),
     "budget": (int, "K", "size of the subset in samples, instead of --subset-fraction"),
     "strategy": (str, "NAME", "one of {names} (default: gradmatch-pb)"),
-    "every": (int, "R", "epochs from one selection to the next (default: 20; fresh-random: 1)"),
+    "every": (
+        int,
+        "R",
+        "epochs from one selection to the next (default: the strategy's own)",
+    ),
     "warm_start": (
         float,
         "SHARE",
@@ -78,8 +82,6 @@ def strategy_of(args: argparse.Namespace) -> Strategy | None:
             f"--subset-strategy must be one of {', '.join(strategy_names())}, got "
             f"{args.subset_strategy}"
         )
-    if args.subset_every is None:
-        args.subset_every = 1 if args.subset_strategy == "fresh-random" else 20
     args.subset_warm_start = args.subset_warm_start or 0.0
     kind: Any = STRATEGIES[args.subset_strategy]
     known = {field.name for field in fields(kind)}

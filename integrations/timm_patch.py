@@ -169,6 +169,8 @@ class SubsetTraining:
             epochs=args.epochs,
             warm_start=args.subset_warm_start,
             seed=args.seed,
+            num_replicas=args.world_size,
+            rank=args.rank,
         )
         attached = self.sampler.attach(loader)
         attached.collate_fn = weighted_collate(loader.collate_fn)
@@ -232,7 +234,7 @@ class SubsetTraining:
         loss = arguments["loss_fn"] if task is None else task.criterion
         if self._loss is None:
             self._loss = timm_weights.weighted(loss)
-            sampler.selector.criterion = timm_weights.selection_loss(loss, self._mixup)
+            sampler.selector.bind_criterion(timm_weights.selection_loss(loss, self._mixup))
         if task is None:
             arguments["loss_fn"] = self._loss
         else:

@@ -32,11 +32,14 @@ def _run(rank: int, folder: str, scenario: str) -> None:
     torch.manual_seed(0)
     net = DistributedDataParallel(nn.Sequential(nn.BatchNorm1d(6), models.mlp()))
     net.module[0].running_mean += rank  # buffers differ between ranks, as in real runs
-    selector = Selector(data, GradMatch(), fraction=0.5, criterion=nn.CrossEntropyLoss())
-    sampler = AdaptiveSubsetSampler(selector, every=2)
+    # Rank 0 is the one that selects.
+    criterion = _fails if scenario == "broken" and rank == 0 else nn.CrossEntropyLoss()
+    seed = rank if scenario == "seeds differ" else 0
+    selector = Selector(data, GradMatch(), fraction=0.5, criterion=criterion, seed=seed)
+    shares = {"plain": (2, rank), "a framework shards": (1, 0), "not said": (None, None)}
+    replicas, own = shares.get(scenario, (2, rank))
+    sampler = AdaptiveSubsetSampler(selector, every=2, num_replicas=replicas, rank=own)
     result: Any
-    if scenario == "broken" and rank == 0:
-        selector.criterion = _fails  # rank 0 is the one that selects
     try:
         sampler.maybe_reselect(net, rank if scenario == "epochs differ" else 0)
         assert sampler.selection is not None
@@ -62,11 +65,21 @@ def test_ranks_share_one_selection(tmp_path: Path) -> None:
     assert set(mine) | set(yours) == set(all_mine)
 
 
+def test_ranks_share_the_selection_that_a_framework_shards(tmp_path: Path) -> None:
+    """The sampler gives all of it to each rank: the same, though their buffers differ."""
+    (length, mine, chosen), (_, yours, other) = _outcomes(tmp_path, "a framework shards")
+    assert length == len(chosen) == 20
+    assert mine == yours
+    assert chosen == other
+
+
 @pytest.mark.parametrize(
     ("scenario", "message"),
     [
         ("epochs differ", "same epoch"),
+        ("seeds differ", "{'seed': [0, 1]}"),
         ("broken", "no loss today"),
+        ("not said", "`num_replicas` and `rank` must be given in a run of 2 processes"),
     ],
 )
 def test_divergence_raises_on_every_rank(tmp_path: Path, scenario: str, message: str) -> None:

@@ -14,6 +14,7 @@ from adaptive_subset import (
     Selector,
     WeightedLoss,
 )
+from adaptive_subset.loss_record import LossRecord
 
 N = 40
 DATA = TensorDataset(torch.arange(float(N))[:, None], torch.zeros(N, 1))
@@ -90,7 +91,8 @@ def test_losses_are_those_of_training(workers: int) -> None:
     sampler = AdaptiveSubsetSampler(selector, every=1)
     loader = DataLoader(sampler.dataset, 7, sampler=sampler, num_workers=workers)
     criterion = WeightedLoss(nn.MSELoss(), selector)
-    assert selector.losses.isnan().all()
+    assert selector.losses is not None
+    assert selector.losses.values.isnan().all()
     sizes, expected = [], torch.full((N,), torch.nan)
     for epoch in range(3):
         sampler.maybe_reselect(net, epoch)
@@ -99,22 +101,20 @@ def test_losses_are_those_of_training(workers: int) -> None:
             output = net(x)
             criterion(output, y)
             expected[x[:, 0].long()] = (output - y).detach().square()[:, 0]
-        torch.testing.assert_close(selector.losses, expected)
+        torch.testing.assert_close(selector.losses.values, expected)
     assert sizes[0] == N
     assert sizes[1] < N
     with torch.no_grad():  # an evaluation on the same loader leaves them as they are
         for x, y in loader:
             criterion(net(x) + 1, y)
-    torch.testing.assert_close(selector.losses, expected)
+    torch.testing.assert_close(selector.losses.values, expected)
 
 
 def test_samples_without_an_index_are_not_noted() -> None:
-    selector = Selector(DATA, InfoBatch())
-    note = selector.bind_criterion(nn.MSELoss())
-    assert note is not None
-    note(torch.tensor([3, -1]), torch.tensor([0.5, 9.0]))
-    assert selector.losses.nansum() == 0.5
-    assert len(selector.losses) == N
+    record = LossRecord(N)
+    record.note(torch.tensor([3, -1]), torch.tensor([0.5, 9.0]))
+    assert record.values.nansum() == 0.5
+    assert len(record) == len(record.values) == N
 
 
 def test_several_processes_are_refused() -> None:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from adaptive_subset.gradients.collect import last_layer_gradients, pool_loader
+from adaptive_subset.gradients.collect import last_layer_gradients
 from adaptive_subset.gradients.head import Head
 from adaptive_subset.gradients.model_state import unwrap
+from adaptive_subset.gradients.source import GradientSource
 from tests import models
 from tests.test_gradients import dense, looped_gradients
 
@@ -376,7 +377,7 @@ def test_batches_may_hold_several_inputs_or_fields() -> None:
 
 @pytest.mark.parametrize("size", [6, 8])
 def test_a_pool_of_another_length_is_refused(size: int) -> None:
-    with pytest.raises(ValueError, match=rf"each of the {size} samples.*got 7"):
+    with pytest.raises(ValueError, match=rf"each of its {size} samples.*got 7"):
         last_layer_gradients(models.mlp(), [(X, Y)], nn.CrossEntropyLoss(), size=size)
 
 
@@ -387,10 +388,11 @@ def test_an_empty_pool_is_refused() -> None:
 
 def test_a_shuffled_pool_is_refused() -> None:
     data = TensorDataset(X, Y)
-    with pytest.raises(ValueError, match=r"order of the dataset.*shuffle=False"):
-        pool_loader(DataLoader(data, shuffle=True), batch_size=2, num_workers=0)
-    loader = DataLoader(data, batch_size=3)
-    assert pool_loader(loader, batch_size=2, num_workers=0) is loader
+    shuffled = GradientSource(DataLoader(data, shuffle=True))
+    with pytest.raises(ValueError, match=r"`pool` must.*order of the dataset.*shuffle=False"):
+        shuffled.read(models.mlp(), nn.CrossEntropyLoss())
+    with pytest.raises(ValueError, match=r"`validation` must.*order of the dataset"):
+        shuffled.over(shuffled.pool, "validation").read(models.mlp(), nn.CrossEntropyLoss())
 
 
 def test_a_model_must_return_a_tensor() -> None:

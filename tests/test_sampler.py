@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from adaptive_subset import (
     AdaptiveSubsetSampler,
+    FreshRandom,
     GradMatch,
     GradMatchPB,
     InfoBatch,
@@ -273,7 +274,58 @@ def test_saved_state_is_a_snapshot() -> None:
     before = copy.deepcopy(state)
     sampler.maybe_reselect(net, 1)
     assert len(state["history"]) == len(before["history"]) == 1
-    assert torch.equal(state["selection"]["indices"], before["selection"]["indices"])
+    saved, earlier = state["selector"]["selection"], before["selector"]["selection"]
+    assert torch.equal(saved["indices"], earlier["indices"])
+    assert sampler.selection is not None
+    sampler.selection.indices.fill_(0)
+    sampler.load_state_dict(state)
+    assert torch.equal(sampler.selection.indices, earlier["indices"])
+
+
+def test_saved_losses_are_a_snapshot() -> None:
+    """Rolling back to a state in memory draws the same again, though training went on."""
+    sampler = make(LossSampling(), every=1)
+    record, net = sampler.selector.losses, model()
+    assert record is not None
+    WeightedLoss(nn.CrossEntropyLoss(), sampler.selector)
+    record.note(torch.arange(N), torch.linspace(0, 1, N))
+    state = sampler.state_dict()
+    first = sampler.maybe_reselect(net, 0)
+    record.note(torch.arange(N), torch.linspace(1, 0, N) ** 4)
+    sampler.load_state_dict(state)
+    again = sampler.maybe_reselect(net, 0)
+    assert first is not None
+    assert again is not None
+    assert torch.equal(first.indices, again.indices)
+
+
+def test_a_damaged_state_changes_nothing() -> None:
+    sampler = make(every=1)
+    selection = sampler.maybe_reselect(model(), 0)
+    state = sampler.state_dict()
+    for name, value, message in (
+        ("indices", torch.full((10,), N), "indices from 40 to 40"),
+        ("weights", torch.ones(9), r"indices \(10,\) and weights \(9,\)"),
+        ("weights", torch.full((10,), torch.nan), "not finite"),
+    ):
+        broken = copy.deepcopy(state)
+        broken["selector"]["selection"][name] = value
+        broken["epoch"] = 7
+        with pytest.raises(ValueError, match=message):
+            sampler.load_state_dict(broken)
+        assert sampler.selection is selection
+        assert sampler.epoch == 0
+
+
+def test_a_selector_serves_one_sampler() -> None:
+    sampler = make()
+    with pytest.raises(ValueError, match="`selector` must serve one sampler"):
+        AdaptiveSubsetSampler(sampler.selector)
+
+
+def test_the_strategy_says_how_often_it_selects() -> None:
+    assert make(FreshRandom(), every=None).every == 1
+    assert make(GradMatch(), every=None).every == 20
 
 
 def test_state_of_another_configuration_is_refused() -> None:

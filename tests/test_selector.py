@@ -47,7 +47,7 @@ def make(strategy: Any = None, **arguments: Any) -> Selector:
 )
 def test_the_budget_follows_from_fraction_or_budget(arguments: dict[str, Any], budget: int) -> None:
     selector = make(**arguments)
-    assert selector.budget == budget
+    assert selector.size == budget
     assert len(selector.select(models.mlp(), 0)) == budget
 
 
@@ -262,7 +262,7 @@ def test_a_missing_progress_bar_names_the_extra(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_loader_that_drops_samples_is_no_pool() -> None:
     short = DataLoader(DATA, batch_size=7, drop_last=True)
-    with pytest.raises(ValueError, match=r"each of the 40 samples.*got 35"):
+    with pytest.raises(ValueError, match=r"each of its 40 samples.*got 35"):
         make(pool=short).select(models.mlp(), 0)
 
 
@@ -343,10 +343,12 @@ class Wrong(Strategy):
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        (Choice(torch.arange(3), torch.ones(3)), "3 positions and 3 weights"),
+        (Choice(torch.arange(3), torch.ones(3)), r"positions \(3,\) and weights \(3,\)"),
         (Choice(torch.arange(10) + 35, torch.ones(10)), "positions from 35 to 44"),
         (Choice(torch.arange(10), torch.full((10,), float("nan"))), "not finite"),
         (Choice(torch.arange(10), torch.zeros(10)), "add up to 0"),
+        (Choice(torch.arange(10) // 2, torch.ones(10)), "5 of them more than once"),
+        (Choice(torch.arange(10)[:, None], torch.ones(10)), r"positions \(10, 1\)"),
     ],
 )
 def test_a_strategy_that_breaks_the_contract_is_named(choice: Choice, message: str) -> None:

@@ -216,7 +216,7 @@ def test_flags_from_a_config_file(script, flags, tmp_path):
         "subset_fraction": None,
         "subset_budget": 16,
         "subset_strategy": "gradmatch-pb",
-        "subset_every": 20,
+        "subset_every": None,
         "subset_warm_start": 0.0,
         "subset_lam": 0.1,
         "subset_head": None,

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
-import time
 import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 
 from adaptive_subset.delivery.dataset import TaggedDataset
+from adaptive_subset.delivery.epoch import Epoch, order_of, share_of
 from adaptive_subset.delivery.tags import TaggedIndex
-from adaptive_subset.distributed import once, replicas
-from adaptive_subset.randomness import resample, seeded, shard
-from adaptive_subset.selection import Selection
+from adaptive_subset.distributed import agree, world
+from adaptive_subset.randomness import shard
+from adaptive_subset.selection import Selection, check_configuration
 from adaptive_subset.selector import Selector
 
 
@@ -32,28 +32,31 @@ class AdaptiveSubsetSampler(Sampler[int]):
     the loop do in between.
 
     Args:
-        selector: chooses the subsets and holds the current one.
-        every: R, epochs from one selection to the next.
+        selector: chooses the subsets and holds the current one; it serves one sampler.
+        every: R, epochs from one selection to the next; by default what the strategy asks for.
         epochs: T, epochs of the whole run; only a warm start needs it.
         warm_start: κ in [0, 1], the share of the epochs before the first selection.
         weighting: "loss" hands the weights to `WeightedLoss`; "resample" is for loops whose loss
             cannot be wrapped: samples are repeated in proportion to their weight (systematic
             resampling, each within one of its expectation) and have no weights.
         seed: of the order.
-        num_replicas, rank: of the distributed processes; by default those of torch.distributed's
-            default group. Each rank gets a disjoint share of the same length; fewer than
-            `num_replicas` samples (or mini-batches) are left out, others in each epoch. Pass
-            ``num_replicas=1, rank=0`` to a framework that shards by itself.
+        num_replicas, rank: how many processes share an epoch, and which one this is. Each rank
+            gets a disjoint share of the same length; fewer than `num_replicas` samples (or
+            mini-batches) are left out, others in each epoch. Where torch.distributed runs several
+            processes they must be given: ``dist.get_world_size()`` and ``dist.get_rank()`` where
+            this sampler shards, 1 and 0 where a framework shards its loader by itself. Either way
+            rank 0 selects for all.
 
     Raises:
-        ValueError: an argument out of range, or fewer samples than ranks.
+        ValueError: an argument out of range, fewer samples than ranks, or a selector that serves
+            another sampler.
     """
 
     def __init__(
         self,
         selector: Selector,
         *,
-        every: int = 20,
+        every: int | None = None,
         epochs: int | None = None,
         warm_start: float = 0.0,
         weighting: Literal["loss", "resample"] = "loss",
@@ -61,6 +64,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
+        every = selector.strategy.every if every is None else every
         if every < 1:
             raise ValueError(f"`every` must be at least 1 epoch, got {every}.")
         if not 0 <= warm_start <= 1:
@@ -74,34 +78,62 @@ class AdaptiveSubsetSampler(Sampler[int]):
             )
         if weighting not in ("loss", "resample"):
             raise ValueError(f'`weighting` must be "loss" or "resample", got {weighting!r}.')
-        world, own = replicas()
+        if (num_replicas is None) != (rank is None):
+            raise ValueError(
+                "`num_replicas` and `rank` must be given together, got "
+                f"num_replicas={num_replicas} and rank={rank}."
+            )
+        if num_replicas is not None and rank is not None and not 0 <= rank < num_replicas:
+            raise ValueError(f"`rank` must be in [0, {num_replicas - 1}], got {rank}.")
         self.selector = selector
-        self.dataset = TaggedDataset(selector.dataset, selector.target)
+        self.dataset = TaggedDataset(selector.dataset, selector.pool.source.target)
         self.every = every
         self.warm_epochs = round(warm_start * epochs) if epochs is not None else 0
         self.weighting = weighting
         self.seed = seed
-        self.num_replicas = world if num_replicas is None else num_replicas
-        self.rank = own if rank is None else rank
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
+        self._sharding = None if num_replicas is None or rank is None else (num_replicas, rank)
         self._train_seconds = 0.0
         self._warned = False
         self._unit = selector.strategy.batch_size or 1
-        if not 0 <= self.rank < self.num_replicas:
-            raise ValueError(f"`rank` must be in [0, {self.num_replicas - 1}], got {self.rank}.")
         if selector.size is None and self.warm_epochs:
             raise ValueError(
                 f"`warm_start` must be 0 where the first selection sets the size of an epoch, got "
                 f"{warm_start}. Give the Selector a `fraction` or a `budget`."
             )
-        if selector.strategy.needs_losses and self.num_replicas > 1:
+        if selector.strategy.needs_losses and num_replicas is not None and num_replicas > 1:
             raise ValueError(
-                f"`num_replicas` must be 1 for {selector.strategy!r}, got {self.num_replicas}: "
+                f"`num_replicas` must be 1 for {selector.strategy!r}, got {num_replicas}: "
                 "each process would know the losses of its own samples only."
             )
-        if selector.size is not None:
+        if selector.size is not None and self._sharding is not None:
             self._check_size()
+        selector.drive()
+
+    @property
+    def num_replicas(self) -> int:
+        """How many processes share an epoch."""
+        return self._shares()[0]
+
+    @property
+    def rank(self) -> int:
+        """Which one of them this is."""
+        return self._shares()[1]
+
+    def _shares(self) -> tuple[int, int]:
+        # Asked for when it is used: a process group may start after the sampler was made.
+        if self._sharding is not None:
+            return self._sharding
+        processes, rank = world()
+        if processes > 1:
+            raise RuntimeError(
+                f"`num_replicas` and `rank` must be given in a run of {processes} processes, got "
+                f"neither: use num_replicas={processes}, rank={rank} where this sampler gives each "
+                "process its share, num_replicas=1, rank=0 where a framework (Accelerate, Hugging "
+                "Face's Trainer) shards the loader by itself."
+            )
+        return 1, 0
 
     @property
     def selection(self) -> Selection | None:
@@ -157,18 +189,14 @@ class AdaptiveSubsetSampler(Sampler[int]):
         """
         self.set_epoch(epoch)
         due = self._is_due(epoch)
-        if self.num_replicas > 1 and replicas()[0] > 1:
-            selection = once(
-                lambda: self.selector.select(model, epoch) if due else None,
-                question={"epoch": epoch, "due": due},
-            )
-        else:
-            selection = self.selector.select(model, epoch) if due else None
-        if selection is not None:
-            self.selector.selection = selection
-            self._check_size()
-            self.history.append(selection.summary())
-            self._warn_if_wasteful()
+        configuration = {**self._configuration(), **self.selector.configuration()}
+        agree({"epoch": epoch, "due": due, "num_replicas": self.num_replicas, **configuration})
+        if not due:
+            return None
+        selection = self.selector.select(model, epoch)
+        self._check_size()
+        self.history.append(selection.summary())
+        self._warn_if_wasteful()
         return selection
 
     def attach(self, loader: DataLoader[Any]) -> DataLoader[Any]:
@@ -200,7 +228,10 @@ class AdaptiveSubsetSampler(Sampler[int]):
         return attached
 
     def __iter__(self) -> Iterator[int]:
-        return _Epoch(self, self._indices())
+        return Epoch(self.epoch, self._indices(), self._finish)
+
+    def _finish(self, seconds: float) -> None:
+        self._train_seconds += seconds
 
     def _is_due(self, epoch: int) -> bool:
         if epoch < self.warm_epochs:
@@ -212,7 +243,6 @@ class AdaptiveSubsetSampler(Sampler[int]):
 
     def _indices(self) -> list[int]:
         """The indices of this rank in this epoch, each with its weight."""
-        generator = seeded(self.seed, self.epoch)
         unit = self._unit
         if self.epoch < self.warm_epochs:
             indices = shard(len(self.dataset), self._size, self.epoch, self.seed).view(-1, unit)
@@ -225,27 +255,14 @@ class AdaptiveSubsetSampler(Sampler[int]):
                 )
             indices = self.selection.indices.view(-1, unit)
             weights = self.selection.loss_weights.view(-1, unit)
-        order = self._order(weights, generator)
-        share = order[self.rank : len(order) // self.num_replicas * self.num_replicas]
-        share = share[:: self.num_replicas]
+        resampled = self.weighting == "resample"
+        order = order_of(weights, by_weight=resampled, seed=self.seed, epoch=self.epoch)
+        share = share_of(order, self.num_replicas, self.rank)
         chosen = indices[share].flatten().tolist()
-        if self.weighting == "resample":
+        if resampled:
             return chosen
         tagged = zip(chosen, weights[share].flatten().tolist(), strict=True)
         return [TaggedIndex(index, weight) for index, weight in tagged]
-
-    def _order(self, weights: Tensor, generator: torch.Generator) -> Tensor:
-        """Rows of `weights` (units, unit) in the order of the epoch."""
-        units = len(weights)
-        if self.weighting == "loss":
-            return torch.randperm(units, generator=generator)
-        if float(weights.min()) < 0:
-            raise ValueError(
-                'weighting="resample" needs weights of at least 0, got '
-                f"{float(weights.min()):g}. Use a strategy with non-negative weights."
-            )
-        drawn = resample(weights[:, 0], units, generator)
-        return drawn[torch.randperm(units, generator=generator)]
 
     def _warn_if_wasteful(self) -> None:
         if self._warned or not self.selector.strategy.needs_gradients:
@@ -263,79 +280,35 @@ class AdaptiveSubsetSampler(Sampler[int]):
 
     def _configuration(self) -> dict[str, Any]:
         return {
-            "samples": len(self.dataset),
-            "budget": self.selector.budget,
-            "tolerance": self.selector.tolerance,
-            "size_varies": self.selector.size_varies,
-            "strategy": repr(self.selector.strategy),
-            "pool_fraction": self.selector.pool_fraction,
             "every": self.every,
             "warm_epochs": self.warm_epochs,
             "weighting": self.weighting,
-            "seeds": [self.seed, self.selector.seed],
+            "order_seed": self.seed,
         }
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to go on with the same indices, weights and order.
 
-        Holds tensors and plain values only, so ``torch.load(weights_only=True)`` reads it. The
-        indices are those of all ranks together: saving rank 0's is enough.
+        Holds copies of tensors and plain values only, so ``torch.load(weights_only=True)`` reads
+        it. The indices are those of all ranks together: saving rank 0's is enough.
         """
-        selection, selector = self.selection, self.selector
         return {
             "configuration": self._configuration(),
             "epoch": self.epoch,
-            "selection": None if selection is None else dict(vars(selection)),
             "history": [dict(entry) for entry in self.history],
             "train_seconds": self._train_seconds,
-            "losses": selector.losses if selector.strategy.needs_losses else None,
+            "selector": self.selector.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken.
+        """Continue where `state_dict` was taken; a state that does not fit changes nothing.
 
         Raises:
             ValueError: the state is that of a sampler with other arguments, which would go on
-                differently.
+                differently, or is corrupt.
         """
-        here, saved = self._configuration(), state["configuration"]
-        if here != saved:
-            differing = {k: (saved.get(k), here[k]) for k in here if saved.get(k) != here[k]}
-            raise ValueError(
-                "`state` must come from a sampler with the same arguments, got (saved, here): "
-                f"{differing}. Construct sampler and selector as in the interrupted run."
-            )
+        check_configuration("sampler", self._configuration(), state["configuration"])
+        self.selector.load_state_dict(state["selector"])
         self.epoch = state["epoch"]
-        selection = state["selection"]
-        self.selector.selection = None if selection is None else Selection(**selection)
         self.history = [dict(entry) for entry in state["history"]]
         self._train_seconds = state["train_seconds"]
-        if state["losses"] is not None:
-            self.selector.losses = state["losses"]
-
-
-class _Epoch(Iterator[int]):
-    """One pass over the indices of an epoch, resumable in the middle (torchdata's protocol)."""
-
-    def __init__(self, sampler: AdaptiveSubsetSampler, indices: list[int]) -> None:
-        self._sampler, self._indices, self._position = sampler, indices, 0
-        self._epoch, self._start = sampler.epoch, time.perf_counter()
-
-    def __next__(self) -> int:
-        if self._position == len(self._indices):
-            self._sampler._train_seconds += time.perf_counter() - self._start
-            self._start = time.perf_counter()
-            raise StopIteration
-        self._position += 1
-        return self._indices[self._position - 1]
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self._epoch, "position": self._position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        if state["epoch"] != self._epoch:
-            raise ValueError(
-                f"`state` must be of the epoch that the sampler is at, got {state['epoch']} and "
-                f"{self._epoch}. Load the sampler's state first."
-            )
-        self._position = state["position"]

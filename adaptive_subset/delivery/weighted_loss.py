@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +10,8 @@ from torch._compile import _disable_dynamo
 
 from adaptive_subset.delivery.tags import WeightedTarget
 from adaptive_subset.gradients.per_sample import Criterion, unreduced_losses
-
-Report = Callable[[Tensor, Tensor], None]
-
-
-class _HoldsCriterion(Protocol):
-    def bind_criterion(self, criterion: Criterion) -> Report | None: ...
+from adaptive_subset.loss_record import LossRecord
+from adaptive_subset.selector import Selector
 
 
 def weighted_loss(
@@ -65,8 +60,8 @@ class WeightedLoss(nn.Module):
 
     Args:
         criterion: the loss to weight, a module or a function ``criterion(output, target)``.
-        selector: told that this is the loss whose gradients to match, and, if its strategy asks
-            for them, the losses that samples had in training.
+        selector: told that this is the loss whose gradients to match (`Selector.bind_criterion`);
+            its record of losses, if its strategy needs one, is kept in training.
 
     Raises:
         RuntimeError: on a call in training with targets that carry no weights. In evaluation
@@ -81,17 +76,18 @@ class WeightedLoss(nn.Module):
     """
 
     criterion: Criterion
-    _report: Report | None
+    _record: LossRecord | None
 
-    def __init__(self, criterion: Criterion, selector: _HoldsCriterion | None = None) -> None:
+    def __init__(self, criterion: Criterion, selector: Selector | None = None) -> None:
         super().__init__()
         if isinstance(criterion, nn.Module):
             # The same registries, not a child: no key of the state changes its name.
             for name in ("_parameters", "_buffers", "_modules"):
                 self.__dict__[name] = criterion.__dict__[name]
         self.__dict__["criterion"] = criterion
-        report = selector.bind_criterion(criterion) if selector is not None else None
-        self.__dict__["_report"] = report
+        if selector is not None:
+            selector.bind_criterion(criterion)
+        self.__dict__["_record"] = None if selector is None else selector.losses
 
     # As torch.compiler.disable, which would load the whole compiler at import.
     @_disable_dynamo
@@ -117,8 +113,8 @@ class WeightedLoss(nn.Module):
                 f"{len(weights)}. Give outputs and targets the same rows."
             )
         loss, losses = weighted_loss(self.criterion, output, plain, weights)
-        if self._report is not None and self.training and torch.is_grad_enabled():
-            self._report(indices, losses.detach())
+        if self._record is not None and self.training and torch.is_grad_enabled():
+            self._record.note(indices, losses)
         return loss
 
     def train(self, mode: bool = True) -> WeightedLoss:

@@ -1,4 +1,4 @@
-"""One pass over the candidates: model and data in, factored last-layer gradients out."""
+"""One pass over the candidates: model and batches in, factored last-layer gradients out."""
 
 from __future__ import annotations
 
@@ -9,63 +9,18 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from adaptive_subset.gradients.factored import FactoredGradients
 from adaptive_subset.gradients.head import Head, HeadRecorder, find_heads
-from adaptive_subset.gradients.model_state import evaluating, preserved_random_state, unwrap
+from adaptive_subset.gradients.model_state import evaluating, unwrap
 from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
+from adaptive_subset.gradients.storage import Rows
 from adaptive_subset.items import split_batch
-from adaptive_subset.randomness import seeded
+from adaptive_subset.randomness import preserved_random_state
 
 logger = logging.getLogger("adaptive_subset")
-
-
-def pool_loader(
-    pool: Dataset[Any] | Iterable[Any], *, batch_size: int, num_workers: int
-) -> Iterable[Any]:
-    """Batches of `pool` in its own order; a loader of the user's is taken as it is.
-
-    Raises:
-        ValueError: a DataLoader that shuffles, since gradients must line up with the dataset.
-    """
-    if isinstance(pool, DataLoader) and isinstance(pool.sampler, RandomSampler):
-        raise ValueError(
-            "`pool` must be read in the order of the dataset, got a DataLoader that shuffles. "
-            "Build it with shuffle=False."
-        )
-    if not isinstance(pool, Dataset):
-        return pool
-    return DataLoader(
-        pool,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        generator=seeded(0),  # else the loader draws its workers' seeds from the global one
-    )
-
-
-def varies(dataset: Any, target: int | str | None) -> bool:
-    """Whether the first items come out differently from one access to the next, as augmented."""
-
-    def inputs(index: int) -> list[Any]:
-        args, kwargs, _ = split_batch(dataset[index], target)
-        return [
-            torch.as_tensor(value)
-            for value in (*args, *kwargs.values())
-            if isinstance(value, (Tensor, np.ndarray))
-        ]
-
-    with preserved_random_state():
-        return any(
-            not torch.equal(first, again)
-            for index in range(min(4, len(dataset)))
-            for first, again in zip(inputs(index), inputs(index), strict=True)
-            if first.shape == again.shape
-        )
 
 
 def last_layer_gradients(
@@ -77,7 +32,7 @@ def last_layer_gradients(
     target: int | str | None = None,
     size: int | None = None,
     storage_dtype: torch.dtype | None = None,
-    progress: bool = False,
+    name: str = "pool",
 ) -> tuple[FactoredGradients, Tensor, Tensor | None]:
     """Per-sample gradients of the last layer over `batches`, the targets, and the last layer.
 
@@ -96,7 +51,7 @@ def last_layer_gradients(
         size: n, when known: the result is then written in place instead of joined at the end.
         storage_dtype: what the gradients are kept in, by default what they are computed in:
             float32 or, for a float64 model, float64.
-        progress: show a tqdm bar.
+        name: what errors call the batches.
 
     Returns:
         Gradients of n samples on the model's device: n Σ(C + p) numbers, 4 bytes each by default.
@@ -112,26 +67,16 @@ def last_layer_gradients(
     place = next(iter(model.parameters()), None)
     if place is None:
         raise ValueError("`model` must have parameters, got a module without any.")
-    frozen = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    blocks: list[tuple[_Rows, _Rows]] = []
+    dtype = storage_dtype or torch.promote_types(place.dtype, torch.float32)
+    blocks: list[tuple[Rows, Rows]] = []
     weight: Tensor | None = None
-    targets = _Rows(size)
-    recorder: HeadRecorder | None = None
-
-    def run(args: Any, kwargs: Any, y: Tensor) -> tuple[Any, ...]:
-        assert recorder is not None
-        recorder.clear()
-        output = _output(torch.func.functional_call(model, frozen, args, kwargs))
-        features, leaves = recorder.take()
-        losses = per_sample_losses(criterion, output, y)
-        return features, leaves, torch.autograd.grad(losses.sum(), leaves), output
-
-    in_pieces = _Pieces(run)
+    targets = Rows(size)
     with ExitStack() as stack:
         stack.enter_context(preserved_random_state())
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.enable_grad())
-        for batch in _with_progress(batches, progress):
+        recorder: HeadRecorder | None = None
+        for batch in batches:
             args, kwargs, y = split_batch(batch, target)
             args, kwargs = _to_model(args, place), _to_model(kwargs, place)
             y = torch.as_tensor(y).to(place.device, non_blocking=True)
@@ -139,25 +84,40 @@ def last_layer_gradients(
                 few = _part((args, kwargs), slice(2), len(y))
                 recorder = HeadRecorder(find_heads(model, head, partial(_probe, model, *few)))
                 stack.enter_context(recorder.attached())
+                in_pieces = _Pieces(_Backward(model, recorder, criterion))
             for features, leaves, deltas, output in in_pieces(args, kwargs, y):
                 if not blocks:
                     weights = recorder.check(features, leaves)
                     weight = weights[0].clone() if _is_output(leaves, output) else None
-                    blocks = [(_Rows(size), _Rows(size)) for _ in features]
-                dtype = storage_dtype or torch.promote_types(place.dtype, torch.float32)
+                    blocks = [(Rows(size, dtype), Rows(size, dtype)) for _ in features]
                 for (d_rows, h_rows), delta, h in zip(blocks, deltas, features, strict=True):
-                    d_rows.append(delta.flatten(1).to(dtype))
-                    h_rows.append(h.to(dtype))
+                    d_rows.append(delta.flatten(1))
+                    h_rows.append(h)
             targets.append(y)
     if not blocks:
-        raise ValueError("`pool` must yield at least one batch, got none.")
+        raise ValueError(f"`{name}` must yield at least one batch, got none.")
     if size is not None and len(targets) != size:
         raise ValueError(
-            f"`pool` must yield each of the {size} samples of the dataset once, in its order, got "
-            f"{len(targets)} samples. Check drop_last, the sampler and the length of the pool."
+            f"`{name}` must yield each of its {size} samples once, in order, got {len(targets)} "
+            "samples. Check drop_last, the sampler and the length of the data."
         )
     gradients = FactoredGradients([(d.join(), h.join()) for d, h in blocks])
     return gradients, targets.join(), weight
+
+
+class _Backward:
+    """From a batch to the factors of its gradients: a forward pass, and backward to the head."""
+
+    def __init__(self, model: nn.Module, recorder: HeadRecorder, criterion: Criterion) -> None:
+        self._model, self._recorder, self._criterion = model, recorder, criterion
+        self._frozen = {name: p.detach() for name, p in model.named_parameters()}
+
+    def __call__(self, args: Any, kwargs: Any, y: Tensor) -> tuple[Any, ...]:
+        self._recorder.clear()
+        output = _output(torch.func.functional_call(self._model, self._frozen, args, kwargs))
+        features, leaves = self._recorder.take()
+        losses = per_sample_losses(self._criterion, output, y)
+        return features, leaves, torch.autograd.grad(losses.sum(), leaves), output
 
 
 class _Pieces:
@@ -200,30 +160,6 @@ def _part(value: Any, rows: slice, n: int) -> Any:
     return value
 
 
-class _Rows:
-    """Rows that arrive batch by batch: written in place where their number is known."""
-
-    def __init__(self, size: int | None) -> None:
-        self._size, self._parts, self._filled = size, [], 0  # type: ignore[var-annotated]
-
-    def __len__(self) -> int:
-        return self._filled
-
-    def append(self, rows: Tensor) -> None:
-        if self._size is None:
-            self._parts.append(rows)
-        else:
-            if not self._parts:
-                self._parts = [rows.new_empty(self._size, *rows.shape[1:])]
-            # Rows beyond the size are counted, not kept: the caller reports them.
-            room = self._parts[0][self._filled : self._filled + len(rows)]
-            room.copy_(rows[: len(room)])
-        self._filled += len(rows)
-
-    def join(self) -> Tensor:
-        return self._parts[0] if self._size is not None else torch.cat(self._parts)
-
-
 def _to_model(inputs: Any, place: Tensor) -> Any:
     """Inputs on the model's device, floating ones in its dtype (autocast chooses its own)."""
     if isinstance(inputs, Tensor):
@@ -260,15 +196,3 @@ def _probe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
         for name, p in model.named_parameters()
     }
     return _output(torch.func.functional_call(model, parameters, args, kwargs))
-
-
-def _with_progress(batches: Iterable[Any], progress: bool) -> Iterable[Any]:
-    if not progress:
-        return batches
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        raise ImportError(
-            "`progress=True` needs tqdm: pip install 'adaptive-subset[progress]'"
-        ) from None
-    return tqdm(batches, desc="gradients", leave=False, unit="batch")  # type: ignore[no-any-return]

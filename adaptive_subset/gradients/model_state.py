@@ -1,13 +1,11 @@
-"""Leave a user's model and random state exactly as they were found."""
+"""The user's model: taken out of its wrappers, run in eval mode, left as it was found."""
 
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,21 +26,6 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = model.get_submodule("module")
         else:
             return model
-
-
-@contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """Python's, NumPy's and torch's global generators (CPU and CUDA) are restored on exit."""
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adaptive_subset.gradients.factored import BatchGradients, FactoredGradients
-from adaptive_subset.randomness import seeded
+from adaptive_subset.randomness import Purpose, seeded
 from adaptive_subset.strategies.division import (
     Scope,
     Shares,
@@ -74,7 +74,7 @@ class CRAIG(Strategy):
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`; `Choice.objective` is the sum of distances that is left."""
-        generator = seeded(seed, epoch)
+        generator = seeded(seed, epoch, Purpose.SELECTION)
 
         def solve(problem: Candidates, size: int) -> Choice:
             validation = problem.validation
@@ -110,7 +110,7 @@ class CRAIGPB(Strategy):
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`; `budget` is a multiple of the batch size."""
-        generator = seeded(seed, epoch)
+        generator = seeded(seed, epoch, Purpose.SELECTION)
         members, batches = mini_batches(candidates, self.batch_size, generator)
         size, validation = budget // self.batch_size, candidates.validation
         if validation is not None:

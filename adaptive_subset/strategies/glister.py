@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from adaptive_subset.randomness import seeded
+from adaptive_subset.randomness import Purpose, seeded
 from adaptive_subset.strategies.division import (
     Shares,
     by_problem,
@@ -64,7 +64,7 @@ class GLISTER(Strategy):
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`."""
-        generator = seeded(seed, epoch)
+        generator = seeded(seed, epoch, Purpose.SELECTION)
 
         def solve(problem: Candidates, size: int) -> Choice:
             return self._greedy(problem, size, generator)

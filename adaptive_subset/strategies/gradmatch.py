@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adaptive_subset.gradients.factored import BatchGradients, FactoredGradients
-from adaptive_subset.randomness import seeded
+from adaptive_subset.randomness import Purpose, seeded
 from adaptive_subset.strategies.division import (
     Scope,
     Shares,
@@ -119,7 +119,7 @@ class GradMatch(_Matching):
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`."""
-        generator = seeded(seed, epoch)
+        generator = seeded(seed, epoch, Purpose.SELECTION)
 
         def solve(problem: Candidates, size: int) -> Choice:
             return self._match(problem.atoms, problem.target, size, generator)
@@ -151,7 +151,7 @@ class GradMatchPB(_Matching):
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`; `budget` is a multiple of the batch size."""
-        generator = seeded(seed, epoch)
+        generator = seeded(seed, epoch, Purpose.SELECTION)
         members, atoms = mini_batches(candidates, self.batch_size, generator)
         # A batch's gradient is a mean: in units of samples its weight is B times smaller.
         choice = self._match(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptive_subset.randomness import resample, seeded
+from adaptive_subset.randomness import Purpose, resample, seeded
 from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy
 
 
@@ -64,14 +64,14 @@ class GradientNorm(_ImportanceSampling):
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`."""
         norms = candidates.atoms.squared_norms().clamp_min(0).sqrt()
-        return self._draw(norms.cpu(), budget, seeded(seed, epoch))
+        return self._draw(norms.cpu(), budget, seeded(seed, epoch, Purpose.SELECTION))
 
 
 @dataclass(frozen=True)
 class LossSampling(_ImportanceSampling):
     """A fresh random subset in which a sample is the more likely the larger its last loss was.
 
-    Meant for ``every=1``. The losses are those that training computes anyway, each as old as the
+    The losses are those that training computes anyway, each as old as the
     last time its sample was trained on, so a selection makes no pass over the data (Loshchilov and
     Hutter 2016, "Online Batch Selection for Faster Training of Neural Networks", §3, draws by the
     latest known loss as well). Chances are ``qᵢ = (1 − u)ℓᵢ / Σℓⱼ + u/n``, drawn as by
@@ -91,6 +91,7 @@ class LossSampling(_ImportanceSampling):
     uniform: float = 0.5
     unbiased: bool = False
 
+    every = 1
     needs_losses = True
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
@@ -101,7 +102,9 @@ class LossSampling(_ImportanceSampling):
             raise ValueError("`losses` must be finite, got infinity: training has diverged.")
         losses = losses.nan_to_num(float(losses.nanmean().nan_to_num(1.0)))
         # A loss that can be negative, such as a log density, counts from its smallest value.
-        return self._draw(losses - losses.min().clamp_max(0), budget, seeded(seed, epoch))
+        return self._draw(
+            losses - losses.min().clamp_max(0), budget, seeded(seed, epoch, Purpose.SELECTION)
+        )
 
 
 def _inclusion(shares: Tensor, budget: int) -> Tensor:

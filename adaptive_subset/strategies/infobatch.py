@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from adaptive_subset.randomness import seeded
+from adaptive_subset.randomness import Purpose, seeded
 from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy
 
 
@@ -15,7 +15,7 @@ class InfoBatch(Strategy):
     """Unbiased soft pruning (Qin et al., ICLR 2024, "InfoBatch: Lossless Training Speed Up by
     Unbiased Dynamic Data Pruning", §2).
 
-    Meant for ``every=1``. Of the samples whose last loss was below the mean a share r is left out,
+    Of the samples whose last loss was below the mean a share r is left out,
     drawn anew in each epoch; the others stand for them with weight 1 / (1 − r), so that the sum of
     the weights is n. Samples above the mean, or not seen yet, are all kept with weight one, and
     nothing is left out in the last epochs. It takes no budget and makes no pass over the data: the
@@ -34,6 +34,7 @@ class InfoBatch(Strategy):
     epochs: int | None = None
     full: float = 0.125
 
+    every = 1
     needs_losses = True
     sizes_itself = True
 
@@ -51,7 +52,9 @@ class InfoBatch(Strategy):
         assert losses is not None
         if self.epochs is None or epoch < (1 - self.full) * self.epochs:
             learned = (losses < losses.nanmean()).nonzero()[:, 0]  # NaN is not below
-            order = learned[torch.randperm(len(learned), generator=seeded(seed, epoch))]
+            order = learned[
+                torch.randperm(len(learned), generator=seeded(seed, epoch, Purpose.SELECTION))
+            ]
             out = int(self.ratio * len(learned))
             weights[order[:out]] = 0
             weights[order[out:]] = len(learned) / max(1, len(learned) - out)

@@ -27,7 +27,7 @@ def smallest_choice(
     most = candidates.n // unit
 
     def chosen(units: int) -> tuple[Choice, float]:
-        choice = strategy.select(candidates, units * unit, seed=seed, epoch=epoch)
+        choice = strategy.choose(candidates, units * unit, seed=seed, epoch=epoch)
         return choice, candidates.relative_error(choice) or 0.0
 
     missed, units = 0, max(1, most // 256)

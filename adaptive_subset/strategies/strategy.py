@@ -158,16 +158,23 @@ class Choice:
 class Strategy(ABC):
     """Base of all strategies; a frozen dataclass with a `select` is the usual form.
 
+    What it is for, how often it wants to choose and what it needs is said here, once; samplers,
+    flags and examples read it.
+
     Attributes:
+        every: R, the epochs from one selection to the next that suit it.
         needs_gradients: run the model over the candidates first, for `Candidates.gradients`.
         needs_losses: note the losses of training, for `Candidates.losses`.
         batch_size: the size of the mini-batches that it chooses, None where it chooses samples.
         sizes_itself: it takes no budget; the size of its choice varies.
+        repeats: it may choose a sample more than once.
     """
 
+    every: ClassVar[int] = 20
     needs_gradients: ClassVar[bool] = False
     needs_losses: ClassVar[bool] = False
     sizes_itself: ClassVar[bool] = False
+    repeats: ClassVar[bool] = False
     batch_size: int | None = None
 
     @abstractmethod
@@ -176,3 +183,28 @@ class Strategy(ABC):
 
         A strategy that sizes itself chooses at least one and at most `budget`, which is n.
         """
+
+    def choose(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
+        """`select`, with its choice checked.
+
+        Raises:
+            ValueError: the choice is not what `select` promises.
+        """
+        choice = self.select(candidates, budget, seed=seed, epoch=epoch)
+        positions, weights, n = choice.positions, choice.weights, candidates.n
+        size = len(positions) if self.sizes_itself else budget
+        problem = None
+        if positions.shape != (size,) or weights.shape != (size,) or not 1 <= size <= budget:
+            problem = f"positions {tuple(positions.shape)} and weights {tuple(weights.shape)}"
+        elif int(positions.min()) < 0 or int(positions.max()) >= n:
+            problem = f"positions from {int(positions.min())} to {int(positions.max())}"
+        elif not self.repeats and (twice := size - len(torch.unique(positions))):
+            problem = f"{twice} of them more than once"
+        elif not bool(torch.isfinite(weights).all()) or not float(weights.sum()) > 0:
+            problem = f"weights that are not finite or add up to {float(weights.sum()):g}"
+        if problem is not None:
+            raise ValueError(
+                f"`strategy` must choose {'some' if self.sizes_itself else size} of {n} samples, "
+                f"each once, with finite weights of positive sum, got {problem} from {self!r}."
+            )
+        return choice

@@ -1,0 +1,114 @@
+"""What a selection chooses from: all of a pool or a fresh part of it, and what it is to match."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from adaptive_subset.gradients.per_sample import Criterion
+from adaptive_subset.gradients.source import GradientSource, Pool
+from adaptive_subset.randomness import Purpose, seeded
+from adaptive_subset.strategies import Candidates, Strategy, Validation
+
+
+class CandidatePool:
+    """A pool of n samples as candidates for a strategy that needs gradients.
+
+    Args:
+        n: samples of the dataset.
+        source: reads their gradients.
+        fraction: in (0, 1], the share of them that a selection looks at.
+        validation: what is to be matched instead of their own gradient, read in the same way.
+
+    Raises:
+        ValueError: a pool of another length, or a fraction that is not in range.
+    """
+
+    def __init__(
+        self, n: int, source: GradientSource, *, fraction: float, validation: Pool | None
+    ) -> None:
+        if source.size not in (None, n):
+            raise ValueError(
+                f"`pool` must hold the {n} samples of `dataset` in the same order, got "
+                f"{source.size}."
+            )
+        if not 0 < fraction <= 1:
+            raise ValueError(f"`pool_fraction` must be in (0, 1], got {fraction}.")
+        if fraction < 1 and source.size is None:
+            raise ValueError(
+                f"`pool` must be a dataset with access by index to draw a `pool_fraction` of "
+                f"{fraction} from, got a {type(source.pool).__name__}. Pass its dataset."
+            )
+        self.n = n
+        self.source = source
+        self.fraction = fraction
+        self.validation = None if validation is None else source.over(validation, "validation")
+
+    def check(self, strategy: Strategy, budget: int | None) -> None:
+        """Raise a ValueError where `strategy` cannot choose `budget` of a part of the pool."""
+        if self.fraction == 1:
+            return
+        if not strategy.needs_gradients:
+            raise ValueError(
+                "`pool_fraction` must be 1 for a strategy that makes no pass over the pool, got "
+                f"{self.fraction} for {strategy!r}."
+            )
+        if budget is not None and round(self.fraction * self.n) < budget:
+            raise ValueError(
+                f"`pool_fraction` must leave at least the budget of {budget} samples to choose "
+                f"from, got {self.fraction}, which leaves {round(self.fraction * self.n)}."
+            )
+
+    def candidates(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        losses: Tensor | None,
+        *,
+        seed: int,
+        epoch: int,
+    ) -> tuple[Tensor, Candidates]:
+        """The candidates of one selection, and the indices in the dataset (m,) they stand for.
+
+        Args:
+            model, criterion: see `GradientSource.read`.
+            losses: (n,) of training, see `Candidates`.
+            seed, epoch: of the draw of a part of the pool.
+
+        Raises:
+            ValueError: the validation set has labels and the pool none, or the other way round;
+                see also `GradientSource.read`.
+        """
+        indices, m, some = torch.arange(self.n), self.n, None
+        if self.fraction < 1:
+            m = round(self.fraction * self.n)
+            order = torch.randperm(self.n, generator=seeded(seed, epoch, Purpose.POOL))
+            indices = some = order[:m].sort().values
+            losses = None if losses is None else losses[indices]
+        pool = self.source.read(model, criterion, some, m)
+        validation = None
+        if self.validation is not None:
+            other = self.validation.read(model, criterion, None, self.validation.size)
+            if (other.classes is None) != (pool.classes is None):
+                raise ValueError(
+                    "`validation` must have class labels exactly where the pool has them, got "
+                    f"targets of shape {tuple(other.targets.shape)} and "
+                    f"{tuple(pool.targets.shape)}."
+                )
+            scale = m / len(other.gradients)
+            validation = Validation(other.gradients, other.classes, scale, other.last_layer)
+        return indices, Candidates(
+            m, pool.gradients, pool.classes, validation, losses, pool.last_layer
+        )
+
+    def warn_if_augmented(self) -> None:
+        """Say so once where the pool is what training sees, and that is augmented at random."""
+        if self.source.is_augmented():
+            warnings.warn(
+                "`dataset` gives another input each time an index is read, so selections match the "
+                "gradients of augmented samples that training will not see again. Pass the same "
+                "data without random transforms: Selector(..., pool=...).",
+                stacklevel=2,
+            )

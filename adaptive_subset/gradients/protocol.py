@@ -1,0 +1,3 @@
+from adaptive_subset.gradients.factored import FactoredGradients
+
+Gradients = FactoredGradients

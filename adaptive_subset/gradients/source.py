@@ -1,0 +1,211 @@
+"""Where gradients come from: a pool of samples, and how it is read through a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass
+from typing import Any, TypedDict, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset
+
+from adaptive_subset.gradients.collect import last_layer_gradients
+from adaptive_subset.gradients.head import Head
+from adaptive_subset.gradients.look_ahead import LastLayer
+from adaptive_subset.gradients.per_sample import Criterion
+from adaptive_subset.gradients.protocol import Gradients
+from adaptive_subset.items import split_batch
+from adaptive_subset.randomness import Purpose, preserved_random_state, seeded
+
+Pool = Dataset[Any] | Iterable[Any]
+
+
+class Reading(TypedDict, total=False):
+    """How a `GradientSource` reads its pool, as keyword arguments."""
+
+    head: Head | None
+    target: int | str | None
+    batch_size: int
+    num_workers: int
+    storage_dtype: torch.dtype | None
+    progress: bool
+
+
+@dataclass(frozen=True, eq=False)
+class PoolGradients:
+    """What a pass over n samples finds.
+
+    Args:
+        gradients: of the n samples.
+        targets: (n, …) on the gradients' device.
+        last_layer: what the gradients were computed from; None for a model whose output is not
+            that of one last layer.
+    """
+
+    gradients: Gradients
+    targets: Tensor
+    last_layer: LastLayer | None
+
+    @property
+    def classes(self) -> Tensor | None:
+        """(n,) int64 class labels, None where the targets are no labels."""
+        whole = not (self.targets.is_floating_point() or self.targets.is_complex())
+        return self.targets.long() if whole and self.targets.ndim == 1 else None
+
+
+class GradientSource:
+    """A pool of samples, read through a model on demand: its last-layer gradients.
+
+    Args:
+        pool: a dataset, or any iterable of batches in the order of the dataset (a DataLoader,
+            timm's loader).
+        head: the last layer, a module or its name, or a list of them; found by itself where the
+            model ends in one linear layer.
+        target: key or index of the target in an item, where that is not the second of a pair or
+            a field with a usual name.
+        batch_size, num_workers: of the pass over the pool; a larger batch is faster and takes
+            more memory, the result does not depend on it. On a GPU, one that does not fit is run
+            in halves.
+        storage_dtype: what gradients are kept in, n Σ(C + p) numbers: by default float32 (float64
+            for a float64 model). torch.float16 and bfloat16 halve that, for pools of millions of
+            samples; everything is computed in float32 still, from rounded factors.
+        progress: show a progress bar in the pass (needs the extra ``progress``).
+        name: what errors call the pool.
+
+    Raises:
+        ValueError: a `storage_dtype` that is not floating.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        head: Head | None = None,
+        target: int | str | None = None,
+        batch_size: int = 256,
+        num_workers: int = 0,
+        storage_dtype: torch.dtype | None = None,
+        progress: bool = False,
+        name: str = "pool",
+    ) -> None:
+        if storage_dtype is not None and not storage_dtype.is_floating_point:
+            raise ValueError(
+                f"`storage_dtype` must be a floating dtype such as torch.float16, got "
+                f"{storage_dtype}."
+            )
+        self.pool = pool
+        self.head = head
+        self.target = target
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.storage_dtype = storage_dtype
+        self.progress = progress
+        self.name = name
+
+    @property
+    def size(self) -> int | None:
+        """n, None for a pool of batches: their number says nothing."""
+        pool = self.pool
+        return len(pool) if isinstance(pool, Dataset) and isinstance(pool, Sized) else None
+
+    def over(self, pool: Pool, name: str) -> GradientSource:
+        """A source that reads another pool in the same way."""
+        return GradientSource(**{**vars(self), "pool": pool, "name": name})
+
+    def read(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        indices: Tensor | None = None,
+        size: int | None = None,
+    ) -> PoolGradients:
+        """The gradients of the pool for `model` as it stands; one pass.
+
+        Model and global random state are left as they were found, see `last_layer_gradients`.
+
+        Args:
+            model: any module with a linear head.
+            criterion: ``criterion(output, target)``.
+            indices: (m,) int64, the samples to read, of a pool that is a dataset; all by default.
+            size: how many samples must come, where that is known.
+
+        Raises:
+            ValueError: gradients that are not finite, a loader that shuffles; head or loss do not
+                fit, or more or fewer samples come, see `last_layer_gradients`.
+        """
+        pool = self.pool
+        if indices is not None:
+            pool = Subset(cast("Dataset[Any]", pool), indices.tolist())
+        gradients, targets, weight = last_layer_gradients(
+            model,
+            self._progressing(self._batches(pool)),
+            criterion,
+            head=self.head,
+            target=self.target,
+            size=size,
+            storage_dtype=self.storage_dtype,
+            name=self.name,
+        )
+        if not gradients.is_finite():
+            raise ValueError(
+                f"`{self.name}` must give finite gradients, got NaN or infinity in "
+                f"{gradients.stored}. The model has diverged, a sample is broken, or features "
+                "exceed the range of the dtype: check the learning rate, the data and "
+                "storage_dtype=."
+            )
+        if weight is None:
+            return PoolGradients(gradients, targets, None)
+        features = gradients.blocks[0][1]
+        return PoolGradients(gradients, targets, LastLayer(features, weight, targets, criterion))
+
+    def is_augmented(self) -> bool:
+        """Whether the first items of a dataset come out differently from access to access."""
+        pool: Any = self.pool
+
+        def inputs(index: int) -> list[Any]:
+            args, kwargs, _ = split_batch(pool[index], self.target)
+            return [
+                torch.as_tensor(value)
+                for value in (*args, *kwargs.values())
+                if isinstance(value, (Tensor, np.ndarray))
+            ]
+
+        with preserved_random_state():
+            return any(
+                not torch.equal(first, again)
+                for index in range(min(4, self.size or 0))
+                for first, again in zip(inputs(index), inputs(index), strict=True)
+                if first.shape == again.shape
+            )
+
+    def _batches(self, pool: Pool) -> Iterable[Any]:
+        """Batches of `pool` in its own order; a loader of the user's is taken as it is."""
+        if isinstance(pool, DataLoader) and isinstance(pool.sampler, RandomSampler):
+            raise ValueError(
+                f"`{self.name}` must be read in the order of the dataset, got a DataLoader that "
+                "shuffles. Build it with shuffle=False."
+            )
+        if not isinstance(pool, Dataset):
+            return pool
+        return DataLoader(
+            pool,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            # Else the loader draws its workers' seeds from the global generator.
+            generator=seeded(0, 0, Purpose.WORKERS),
+        )
+
+    def _progressing(self, batches: Iterable[Any]) -> Iterable[Any]:
+        if not self.progress:
+            return batches
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            raise ImportError(
+                "`progress=True` needs tqdm: pip install 'adaptive-subset[progress]'"
+            ) from None
+        bar: Iterator[Any] = tqdm(batches, desc="gradients", leave=False, unit="batch")
+        return bar

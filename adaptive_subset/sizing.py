@@ -1,0 +1,81 @@
+"""How large a subset is to be: a number, a share, an error, or up to the strategy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adaptive_subset.strategies import Strategy
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """What decides the size k of a selection.
+
+    Args:
+        budget: k where it is fixed, None where it is up to the tolerance or the strategy.
+        tolerance: the relative gradient error for which the smallest subset is sought, or None.
+        varies: whether each selection finds its own size; otherwise the first one sets it.
+    """
+
+    budget: int | None
+    tolerance: float | None
+    varies: bool
+
+
+def sizing(
+    n: int,
+    strategy: Strategy,
+    *,
+    fraction: float | None,
+    budget: int | None,
+    tolerance: float | None,
+    size_varies: bool,
+) -> Sizing:
+    """What the arguments of `Selector` say.
+
+    Raises:
+        ValueError: not exactly one of the three for a strategy that takes a size, or one that is
+            not in range.
+    """
+    given = [size for size in (fraction, budget, tolerance) if size is not None]
+    if len(given) != (0 if strategy.sizes_itself else 1):
+        raise ValueError(
+            f"{'none' if strategy.sizes_itself else 'exactly one'} of `fraction`, `budget` and "
+            f"`tolerance` must be given, got fraction={fraction}, budget={budget} and "
+            f"tolerance={tolerance} for {strategy!r}."
+        )
+    if size_varies and (fraction is not None or budget is not None):
+        raise ValueError(
+            "`size_varies` must be False for a fixed `fraction` or `budget`, got True. Give a "
+            "`tolerance` instead."
+        )
+    if tolerance is not None:
+        if not 0 < tolerance < 1:
+            raise ValueError(f"`tolerance` must be in (0, 1), got {tolerance}.")
+        if not strategy.needs_gradients:
+            raise ValueError(
+                f"`tolerance` must come with a strategy that computes gradients, got {strategy!r}."
+            )
+    if not given or tolerance is not None:
+        return Sizing(None, tolerance, size_varies or strategy.sizes_itself)
+    if fraction is not None:
+        if not 0 < fraction <= 1:
+            raise ValueError(
+                f"`fraction` must be in (0, 1], got {fraction}. Pass `budget=` for a number of "
+                "samples."
+            )
+        budget = max(1, round(fraction * n))
+    assert budget is not None
+    if not 1 <= budget <= n:
+        raise ValueError(
+            f"`budget` must be in [1, {n}], got {budget}. Pass `fraction=` to size it relative to "
+            "the dataset."
+        )
+    if strategy.batch_size is not None:
+        if budget < strategy.batch_size:
+            raise ValueError(
+                f"`budget` must hold at least one mini-batch of {strategy.batch_size}, got "
+                f"{budget}. Choose a larger budget or a strategy with a smaller batch_size."
+            )
+        budget -= budget % strategy.batch_size
+    return Sizing(budget, None, False)
