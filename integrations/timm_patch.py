@@ -28,6 +28,7 @@ if not __package__:  # run as a file: the checkout around it need not be install
 
 import torch
 from adaptive_subset.integrations.timm_flags import add_flags, strategy_of
+from adaptive_subset.integrations.timm_resume import load_before, save
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler
 
 from adaptive_subset import AdaptiveSubsetSampler, Selection, Selector, Strategy
@@ -254,7 +255,7 @@ class SubsetTraining:
         selection = sampler.maybe_reselect(model, arguments["epoch"])
         if selection is not None and getattr(self._args, "rank", 0) == 0:
             self._report(selection)
-            _save(sampler, arguments.get("output_dir"))
+            save(sampler, arguments.get("output_dir"))
 
     def _report(self, selection: Selection) -> None:
         assert self.sampler is not None
@@ -280,23 +281,12 @@ class SubsetTraining:
         checkpoint, epoch = getattr(self._args, "resume", ""), arguments["epoch"]
         if not checkpoint or epoch == 0:
             return
-        files = Path(checkpoint).parent.glob("subset-*.pth")
-        saved = {int(file.stem.removeprefix("subset-")): file for file in files}
-        earlier = [at for at in saved if at < epoch]
-        if earlier:
-            sampler.load_state_dict(torch.load(saved[max(earlier)], weights_only=True))
-            _save(sampler, arguments.get("output_dir"))
+        if load_before(epoch, sampler, Path(checkpoint).parent):
+            save(sampler, arguments.get("output_dir"))
         elif epoch > sampler.warm_epochs:
             self._logger.warning(
                 f"Subset: no subset-*.pth of an earlier epoch beside {checkpoint}, selecting anew"
             )
-
-
-def _save(sampler: AdaptiveSubsetSampler, folder: Any) -> None:
-    """One small file a selection, so that every checkpoint finds the one it was trained with."""
-    if folder and sampler.selection is not None:
-        path = Path(folder) / f"subset-{sampler.selection.epoch}.pth"
-        torch.save(sampler.state_dict(), path)
 
 
 def _bind(function: Callable[..., Any], args: Any, kwargs: Any) -> inspect.BoundArguments:
