@@ -143,7 +143,7 @@ class SubsetTraining:
     def _attach(
         self, loader: DataLoader[Any], create: Callable[..., Any], training: dict[str, Any]
     ) -> DataLoader[Any]:
-        from adaptive_subset.integrations.timm_weights import EvaluationPool, weighted_collate
+        from adaptive_subset.integrations import timm_weights
 
         if type(loader.sampler) not in (RandomSampler, DistributedSampler):
             raise ValueError(
@@ -157,8 +157,11 @@ class SubsetTraining:
             self._strategy,
             fraction=args.subset_fraction,
             budget=args.subset_budget,
-            pool=EvaluationPool(
-                loader.dataset, lambda twin: create(**self._pool_arguments(training, twin))
+            pool=timm_weights.EvaluationPool(
+                loader.dataset,
+                lambda twin: create(
+                    **timm_weights.pool_arguments(training, self._evaluation, twin)
+                ),
             ),
             head=f"model.{args.subset_head}" if args.subset_head else None,
             target=1,
@@ -174,7 +177,7 @@ class SubsetTraining:
             rank=args.rank,
         )
         attached = self.sampler.attach(loader)
-        attached.collate_fn = weighted_collate(loader.collate_fn)
+        attached.collate_fn = timm_weights.weighted_collate(loader.collate_fn)
         self._mixup = getattr(attached.collate_fn, "mixup", None)
         if len(attached) == 0:
             raise ValueError(
@@ -182,19 +185,6 @@ class SubsetTraining:
                 f"got {len(self.sampler)} samples. Choose a larger subset or a smaller batch."
             )
         return attached
-
-    def _pool_arguments(self, training: dict[str, Any], twin: Any) -> dict[str, Any]:
-        """Arguments of `create_loader` for a pass over the un-augmented training images."""
-        alike = ["input_size", "batch_size", "mean", "std", "num_workers", "pin_memory", "device"]
-        alike += ["use_prefetcher", "img_dtype", "fp16"]
-        if training["interpolation"] != "random":
-            alike.append("interpolation")
-        return {
-            **{name: training[name] for name in alike if name in training},
-            **self._evaluation,
-            **{"dataset": twin, "is_training": False},
-            **{"distributed": False, "persistent_workers": False},
-        }
 
     def _train_one_epoch(self, train: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """In place of the script's `train_one_epoch`: selects before it, weights its loss."""

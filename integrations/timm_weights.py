@@ -182,6 +182,26 @@ class EvaluationPool:
         return iter(self.create_loader(self.dataset))
 
 
+def pool_arguments(
+    training: dict[str, Any], evaluation: dict[str, Any], twin: Any
+) -> dict[str, Any]:
+    """Arguments of `create_loader` for a pass over the un-augmented training images `twin`.
+
+    Args:
+        training, evaluation: those of the script's own loaders.
+    """
+    alike = ["input_size", "batch_size", "mean", "std", "num_workers", "pin_memory", "device"]
+    alike += ["use_prefetcher", "img_dtype", "fp16"]
+    if training["interpolation"] != "random":
+        alike.append("interpolation")
+    return {
+        **{name: training[name] for name in alike if name in training},
+        **evaluation,
+        **{"dataset": twin, "is_training": False},
+        **{"distributed": False, "persistent_workers": False},
+    }
+
+
 class AsTrained(nn.Module):
     """A model as train.py runs it: under its autocast and in its memory format."""
 
