@@ -15,7 +15,9 @@ import numpy as np
 from scipy.optimize import nnls
 from sklearn.linear_model import orthogonal_mp_gram
 
-from adaptive_subset.strategies.solvers.matching_pursuit import DenseAtoms, OMPResult, omp
+from adaptive_subset.gradients import DenseGradients
+from adaptive_subset.strategies.solvers.atoms import DenseAtoms
+from adaptive_subset.strategies.solvers.matching_pursuit import OMPResult, omp
 from benchmarks import measure, trained
 
 
@@ -27,8 +29,9 @@ def main() -> None:
 
     given = trained.candidates(options.data)
     problem = given.of_class(given.by_class()[options.label]).own_rows()
-    ((delta, h),) = problem.atoms.blocks
-    single = (delta * h).numpy(force=True)
+    gradients = problem.atoms.compact()
+    assert isinstance(gradients, DenseGradients)
+    single = gradients.matrix.numpy(force=True)
     matrix = single.astype(np.float64)
     target, ridge = matrix.sum(0), 0.5 * float((matrix**2).sum(1).mean())
 

@@ -259,7 +259,7 @@ def test_weights_count_the_samples() -> None:
 
 
 def test_copies_share_the_weight_of_their_cluster() -> None:
-    few = gradients(4)[torch.tensor([0, 0, 0, 1, 2, 3, 3, 0])]
+    few = gradients(4).take(torch.tensor([0, 0, 0, 1, 2, 3, 3, 0]))
     choice = CRAIG().select(Candidates(8, few), 8, seed=0, epoch=0)
     assert choice.filled == 4
     assert torch.equal(choice.weights, torch.ones(8).double())

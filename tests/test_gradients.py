@@ -1,231 +1,209 @@
-"""Factored last-layer gradients against a loop of backward calls."""
+"""Every kind of gradients under the same laws, against the matrix that it stands for."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
-from adaptive_subset.gradients.collect import last_layer_gradients
-from adaptive_subset.gradients.factored import BatchGradients, FactoredGradients
-from tests import models
+from adaptive_subset.gradients import (
+    BatchGradients,
+    DenseGradients,
+    FactoredGradients,
+    Gradients,
+)
+from tests.test_last_layer import dense
 
-
-def looped_gradients(
-    model: nn.Module, criterion: Callable[..., Tensor], x: Tensor, y: Tensor, heads: Sequence[str]
-) -> Tensor:
-    """(n, d): one backward call a sample; obviously correct and slow."""
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    for name in heads:
-        model.get_submodule(name).requires_grad_()
-    rows = []
-    for i in range(len(x)):
-        model.zero_grad()
-        criterion(model(x[i : i + 1]), y[i : i + 1]).backward()
-        parts = []
-        for name in heads:
-            module = model.get_submodule(name)
-            matrix = module.weight.grad.flatten(1)
-            if module.bias is not None:
-                matrix = torch.cat([matrix, module.bias.grad[:, None]], 1)
-            parts.append(matrix.flatten())
-        rows.append(torch.cat(parts))
-    return torch.stack(rows)
+Draw = Callable[..., Tensor]
+Shapes = list[tuple[int, int]]
+Made = tuple[Gradients, Tensor]
 
 
-def dense(gradients: FactoredGradients) -> Tensor:
-    return torch.stack([gradients.dense(i) for i in range(len(gradients))])
-
-
-def images(size: int, channels: int = 3, n: int = 3) -> Tensor:
-    return torch.randn(n, channels, size, size, generator=torch.Generator().manual_seed(1))
-
-
-def _torchvision(name: str) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        import torchvision
-
-        return torchvision.models.get_model(name, num_classes=4)
-
-    return build
-
-
-def _torchvision_vit() -> nn.Module:
-    from torchvision.models import VisionTransformer
-
-    return VisionTransformer(16, 8, 2, 2, 16, 32, num_classes=4)
-
-
-def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        import timm
-
-        return timm.create_model(name, num_classes=4, **options)
-
-    return build
-
-
-#: name → (model, inputs, names of the heads)
-ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Tensor, list[str]]] = {
-    "mlp": (models.mlp, torch.randn(5, 6), ["2"]),
-    "cnn": (models.cnn, images(8), ["6"]),
-    "conv head": (models.conv_head, images(8), ["2"]),
-    "in-place activation behind the head": (models.in_place_tail, images(2), ["1"]),
-    "scale behind the head": (models.Scaled, torch.randn(5, 6), ["fc"]),
-    "torchvision resnet18": (_torchvision("resnet18"), images(32), ["fc"]),
-    "torchvision vit": (_torchvision_vit, images(16), ["heads.head"]),
-    "timm vit": (_timm("vit_tiny_patch16_224", img_size=32, depth=2), images(32), ["head"]),
-    "timm deit distilled, two heads": (
-        _timm("deit_tiny_distilled_patch16_224", img_size=32, depth=2),
-        images(32),
-        ["head", "head_dist"],
-    ),
-    "timm resnetv2, 1x1 convolution": (
-        _timm("resnetv2_50", layers=[1, 1, 1, 1]),
-        images(32),
-        ["head.fc"],
-    ),
-    "timm crossvit, two heads": (
-        _timm("crossvit_tiny_240"),
-        images(240, n=2),
-        ["head.0", "head.1"],
-    ),
-    "timm volo, auxiliary head": (_timm("volo_d1_224", img_size=32), images(32), ["head"]),
-    "timm caformer, head in a container": (_timm("caformer_s18"), images(64), ["head.fc.fc2"]),
-    "timm levit, normalised heads": (
-        _timm("levit_128s", img_size=64),
-        images(64),
-        ["head.linear", "head_dist.linear"],
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_gradients_equal_a_loop_of_backward_calls(name: str) -> None:
-    build, x, heads = ARCHITECTURES[name]
-    torch.manual_seed(0)
-    model = build().double()
-    x, y = x.double(), torch.arange(len(x)) % 4
-    for module in model.modules():  # heads that start at zero would hide mistakes
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.1)
-    criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
-    expected = looped_gradients(model, criterion, x, y, heads)
-    batches = [(x[:2], y[:2]), (x[2:], y[2:])] if len(x) > 2 else [(x, y)]
-    gradients, targets, _ = last_layer_gradients(model, batches, criterion)
-    assert gradients.dtype == torch.float64
-    assert expected.abs().max() > 1e-6
-    torch.testing.assert_close(dense(gradients), expected, rtol=1e-9, atol=1e-12)
-    assert torch.equal(targets, y)
-
-
-def random_gradients(n: int, shapes: Sequence[tuple[int, int]], seed: int) -> FactoredGradients:
+def drawing(seed: int, stored: torch.dtype = torch.float64, scale: float = 1.0) -> Draw:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+        return scale * torch.randn(*shape, dtype=torch.float64, generator=generator).to(stored)
 
+    return draw
+
+
+def random_gradients(n: int, shapes: Shapes, seed: int) -> FactoredGradients:
+    draw = drawing(seed)
     return FactoredGradients([(draw(n, c), draw(n, p)) for c, p in shapes])
 
 
-@settings(max_examples=40)
+def factored(n: int, shapes: Shapes, draw: Draw) -> Made:
+    blocks = [(draw(n, c), draw(n, p)) for c, p in shapes]
+    parts = [torch.einsum("nc,np->ncp", d.double(), h.double()).flatten(1) for d, h in blocks]
+    return FactoredGradients(blocks), torch.cat(parts, 1)
+
+
+def one_row(n: int, shapes: Shapes, draw: Draw) -> Made:
+    gradients, matrix = factored(n, [(1, c * p) for c, p in shapes], draw)
+    return gradients.compact(), matrix
+
+
+def from_matrix(n: int, shapes: Shapes, draw: Draw) -> Made:
+    matrix = draw(n, sum(c * p for c, p in shapes))
+    return DenseGradients(matrix), matrix.double()
+
+
+def mini_batches(of: Callable[[int, Shapes, Draw], Made], size: int) -> Callable[..., Made]:
+    def make(n: int, shapes: Shapes, draw: Draw) -> Made:
+        gradients, matrix = of(n * size + 1, shapes, draw)
+        members = 1 + torch.arange(n * size).flip(0).view(n, size)
+        return BatchGradients(gradients, members), matrix[members].mean(1)
+
+    return make
+
+
+#: Every kind of gradients: makes n of them, and the matrix (n, d) that they stand for.
+KINDS: dict[str, Callable[[int, Shapes, Draw], Made]] = {
+    "factored": factored,
+    "one row, compact": one_row,
+    "dense": from_matrix,
+    "mini-batches": mini_batches(factored, 3),
+    "mini-batches of dense": mini_batches(from_matrix, 2),
+    "mini-batches of mini-batches": mini_batches(mini_batches(factored, 2), 2),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def assert_laws(gradients: Gradients, matrix: Tensor, seed: int) -> None:
+    """All that the protocol asks, against the matrix in float64."""
+    n, d = matrix.shape
+    generator = torch.Generator().manual_seed(seed)
+    rounding = 64 * torch.finfo(gradients.dtype).eps
+    scale = float(matrix.abs().amax()) ** 2 * d + 1 if n else 1.0
+
+    def close(found: Tensor, expected: Tensor, size: float = scale) -> None:
+        assert found.dtype in (gradients.dtype, torch.float64)
+        assert found.device == gradients.device
+        torch.testing.assert_close(
+            found.double(), expected, rtol=rounding, atol=rounding * size * max(n, 1)
+        )
+
+    index = torch.randint(max(n, 1), (5 if n else 0,), generator=generator)  # also twice
+    weights = torch.rand(max(n, 5), dtype=torch.float64, generator=generator)
+    vector = torch.randn(d, dtype=torch.float64, generator=generator)
+    own = vector.to(gradients.dtype)
+    gram, some = matrix @ matrix.T, slice(1, 4)
+
+    assert (len(gradients), gradients.dim) == (n, d)
+    for same in (gradients, gradients.compact(), gradients.take(slice(None))):
+        assert (len(same), same.dim, same.dtype) == (n, d, gradients.dtype)
+        for j in range(n):
+            close(same.dense(j), matrix[j])
+            close(same.gram_column(j), gram[j])
+        close(same.squared_norms(), gram.diagonal())
+        close(same.sum(), matrix.sum(0))
+        close(same.sum(weights[:n]), weights[:n] @ matrix)
+        close(same.sum(index=index), matrix[index].sum(0))
+        close(same.sum(weights[: len(index)], index), weights[: len(index)] @ matrix[index])
+        close(same.correlate(own), matrix @ vector, d * scale)
+        close(same.correlate(own, 2), matrix[:2] @ vector, d * scale)
+        if same.gram is not None:
+            close(same.gram, gram)
+        for rows in (some, index):
+            close(same.take(rows).sum(), matrix[rows].sum(0))
+            for columns in (slice(None), index.flip(0)):
+                tile = same.pairwise(same, rows, columns)
+                close(tile, gram[rows][:, columns])
+                tile.fill_(torch.nan)  # it is the caller's own
+        close(same.squared_norms(), gram.diagonal())
+        members = torch.randint(max(n, 1), (3 if n else 0, 2), generator=generator)
+        close(torch.cat(list(same.means(members)), 1), matrix[members].mean(1))
+        assert same.is_finite()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_slices() -> Iterator[None]:
+    """So that few numbers are many slices."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adaptive_subset.gradients.factored._ROWS", 3)
+        patch.setattr("adaptive_subset.gradients.factored.BLOCK", 30)
+        patch.setattr("adaptive_subset.gradients.dense.BLOCK", 30)
+        patch.setattr("adaptive_subset.gradients.mini_batches._TILE", 2)
+        yield
+
+
+@every_kind
+@settings(max_examples=40, deadline=None)
 @given(
-    n=st.integers(1, 7),
+    n=st.integers(0, 7),
     shapes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=2),
     seed=st.integers(0, 1000),
 )
-def test_factored_operations_equal_dense_ones(
-    n: int, shapes: list[tuple[int, int]], seed: int
+def test_every_kind_of_gradients_keeps_the_laws(
+    kind: str, n: int, shapes: Shapes, seed: int
 ) -> None:
-    gradients = random_gradients(n, shapes, seed)
-    matrix = torch.stack(
-        [
-            torch.cat([torch.outer(d[i], h[i]).flatten() for d, h in gradients.blocks])
-            for i in range(n)
-        ]
+    gradients, matrix = KINDS[kind](n, shapes, drawing(seed))
+    assert gradients.dtype == torch.float64
+    assert_laws(gradients, matrix, seed)
+
+
+@every_kind
+@pytest.mark.parametrize("n", [0, 1, 12])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+def test_what_is_stored_in_less_is_computed_with_in_single(
+    kind: str, n: int, stored: torch.dtype
+) -> None:
+    """What is stored stands for itself: the only error is that of arithmetic in float32."""
+    gradients, matrix = KINDS[kind](n, [(3, 4), (2, 2)], drawing(0, stored))
+    assert gradients.dtype == torch.float32
+    assert_laws(gradients, matrix, seed=0)
+
+
+@pytest.mark.parametrize("other", KINDS)
+@every_kind
+def test_any_two_kinds_can_be_compared(kind: str, other: str) -> None:
+    (left, a), (right, b) = (
+        KINDS[name](n, [(3, 4)], drawing(n)) for name, n in ((kind, 5), (other, 4))
     )
-    generator = torch.Generator().manual_seed(seed)
-    weights = torch.rand(n, dtype=torch.float64, generator=generator)
-    vector = torch.randn(gradients.dim, dtype=torch.float64, generator=generator)
-    close = torch.testing.assert_close
-    assert matrix.shape == (len(gradients), gradients.dim)
-    close(dense(gradients), matrix)
-    close(gradients.sum(), matrix.sum(0))
-    close(gradients.sum(weights), weights @ matrix)
-    close(gradients.correlate(vector), matrix @ vector)
-    close(gradients.squared_norms(), matrix.square().sum(1))
-    close(gradients.gram_column(n - 1), matrix @ matrix[n - 1])
-    index = torch.randperm(n, generator=generator)
-    close(dense(gradients[index]), matrix[index])
+    for rows, columns in ((slice(1, 3), slice(None)), (torch.tensor([4, 0]), torch.tensor([2]))):
+        expected = (a @ b.T)[rows][:, columns]
+        torch.testing.assert_close(left.pairwise(right, rows, columns), expected)
+    assert left.pairwise(right, slice(0), slice(0)).shape == (0, 0)
 
 
-@settings(max_examples=20)
-@given(m=st.integers(1, 5), size=st.integers(1, 4), seed=st.integers(0, 1000))
-def test_batch_gradients_are_means_of_their_members(m: int, size: int, seed: int) -> None:
-    gradients = random_gradients(m * size + 1, [(3, 4), (2, 2)], seed)
-    members = torch.randperm(m * size + 1)[: m * size].view(m, size)
-    batches = BatchGradients(gradients, members)
-    matrix = dense(gradients)[members].mean(1)
-    vector = torch.randn(gradients.dim, dtype=torch.float64)
-    close = torch.testing.assert_close
-    assert (len(batches), batches.dim) == matrix.shape
-    close(batches.gram, matrix @ matrix.T)
-    close(batches.correlate(vector), matrix @ vector)
-    close(batches.dense(m - 1), matrix[m - 1])
-    weights = torch.rand(m, dtype=torch.float64)
-    close(batches.sum(weights, torch.arange(m).flip(0)), weights.flip(0) @ matrix)
-    close(batches.gram_column(0), matrix @ matrix[0])
-    close(batches.squared_norms(), matrix.square().sum(1))
+def test_gradients_of_another_length_cannot_be_compared() -> None:
+    left, right = DenseGradients(torch.ones(2, 3)), random_gradients(2, [(2, 2)], 0)
+    with pytest.raises(ValueError, match=r"`other` must hold gradients of length 3, got 4\."):
+        left.pairwise(right, slice(None), slice(None))
 
 
-def test_batch_gram_in_slices_equals_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    gradients = random_gradients(12, [(7, 3)], 0)
-    members = torch.arange(12).view(4, 3)
-    whole = BatchGradients(gradients, members).gram
-    monkeypatch.setattr("adaptive_subset.gradients.factored._BLOCK", 30)
-    monkeypatch.setattr("adaptive_subset.gradients.factored._TILE", 3)
-    torch.testing.assert_close(BatchGradients(gradients, members).gram, whole)
+@every_kind
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_gradients_that_are_not_finite_are_seen(kind: str, bad: float) -> None:
+    def draw(*shape: int) -> Tensor:
+        rows = drawing(0, torch.float32)(*shape)
+        rows[len(rows) // 2] = bad
+        return rows
+
+    assert not KINDS[kind](4, [(3, 2)], draw)[0].is_finite()
 
 
-@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
-def test_stored_in_half_precision_is_computed_with_in_single(
-    stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("adaptive_subset.gradients.factored._ROWS", 5)
-    wide = random_gradients(12, [(3, 4), (2, 2)], 0)
-    half = FactoredGradients([(d.to(stored), h.to(stored)) for d, h in wide.blocks])
-    single = half[:]
-    vector, index = torch.randn(half.dim), torch.tensor([7, 2])
-    for gradients in (half, single):
-        assert gradients.dtype == torch.float32
-    assert (half.stored, single.stored) == (stored, torch.float32)
-    assert torch.equal(dense(half), dense(single))
-    assert torch.equal(dense(half[index]), dense(single)[index])
-    assert torch.equal(half.squared_norms(), single.squared_norms())
-    assert torch.equal(half.gram_column(3), single.gram_column(3))
-    torch.testing.assert_close(half.correlate(vector), single.correlate(vector))
-    torch.testing.assert_close(half.correlate(vector, 7), single.correlate(vector, 7))
-    torch.testing.assert_close(half.sum(), single.sum())
-    weights = torch.rand(12)
-    torch.testing.assert_close(half.sum(weights), single.sum(weights))
-    chosen = torch.tensor([7, 2, 9, 0, 1, 11, 5])
-    expected = single[chosen].sum(weights[:7])
-    for gradients in (half, single):
-        torch.testing.assert_close(gradients.sum(weights[:7], chosen), expected)
-    members = torch.arange(12).view(4, 3)
-    grams = [BatchGradients(gradients, members).gram for gradients in (half, single)]
-    torch.testing.assert_close(*grams)
-    rounding = 4 * torch.finfo(stored).eps
-    torch.testing.assert_close(dense(half), dense(wide).float(), rtol=rounding, atol=rounding)
-    assert half.is_finite()
-    half.blocks[1][0][11, 1] = torch.inf
-    assert not half.is_finite()
+@every_kind
+def test_inner_products_that_overflow_are_no_gradients_that_do(kind: str) -> None:
+    draw = drawing(0, torch.float32, scale=1e20 if "dense" in kind else 1e10)
+    gradients, _ = KINDS[kind](4, [(3, 2)], draw)
+    assert not gradients.squared_norms().isfinite().all()
+    assert gradients.is_finite()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "dense"),
+    [([(1, 9)], True), ([(9, 1)], True), ([(1, 3), (1, 4)], True), ([(2, 9)], False)],
+)
+def test_factors_are_a_matrix_where_that_is_no_larger(shapes: Shapes, dense: bool) -> None:
+    gradients = random_gradients(3, shapes, 0)
+    assert isinstance(gradients.compact(), DenseGradients) == dense
+    assert dense or gradients.compact() is gradients
 
 
 def test_own_rows_are_the_rows_of_the_class() -> None:
@@ -245,9 +223,13 @@ def test_factors_must_line_up() -> None:
         FactoredGradients([(torch.zeros(3, 2), torch.zeros(4, 2))])
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_non_finite_gradients_are_seen(bad: float) -> None:
-    gradients = random_gradients(4, [(3, 2)], 0)
-    assert gradients.is_finite()
-    gradients.blocks[0][1][2, 1] = bad
-    assert not gradients.is_finite()
+@pytest.mark.parametrize("kind", ["dense", "mini-batches"])
+def test_where_rows_are_not_known_there_are_no_own_ones(kind: str) -> None:
+    gradients, _ = KINDS[kind](4, [(3, 2)], drawing(0))
+    with pytest.raises(ValueError, match=r"keep the rows of the last layer.*got \w+Gradients"):
+        gradients.own_rows(torch.zeros(4, dtype=torch.int64))
+
+
+def test_a_matrix_has_two_dimensions() -> None:
+    with pytest.raises(ValueError, match=r"`matrix` must be of shape \(n, d\), got \(3,\)"):
+        DenseGradients(torch.zeros(3))

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adaptive_subset import CRAIG, GLISTER, GradMatch, GradMatchPB, Strategy
 from adaptive_subset.gradients.collect import last_layer_gradients
-from adaptive_subset.strategies.solvers.matching_pursuit import Array, DenseAtoms, omp
+from adaptive_subset.strategies.solvers.atoms import Array, DenseAtoms
+from adaptive_subset.strategies.solvers.matching_pursuit import omp
 from tests.test_strategies import candidates
 
 
@@ -39,7 +40,7 @@ class CountedAtoms(DenseAtoms):
         super().__init__(matrix)
         self.count = [0] if count is None else count
 
-    def __getitem__(self, index: Array) -> CountedAtoms:
+    def take(self, index: Array) -> CountedAtoms:
         return CountedAtoms(self.matrix[index], self.count)
 
     def correlate(self, vector: Array, first: int) -> Array:
@@ -100,7 +101,7 @@ def test_no_tensor_holds_every_gradient_or_every_pair(
     strategy: Strategy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n, classes, p = 1200, 30, 40
-    monkeypatch.setattr("adaptive_subset.gradients.factored._BLOCK", 4096)
+    monkeypatch.setattr("adaptive_subset.gradients.factored.BLOCK", 4096)
     given = candidates(n, classes, p)
     tracemalloc.start()
     with LargestTensor() as largest:

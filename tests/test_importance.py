@@ -55,7 +55,7 @@ def test_weighted_sums_are_right_on_average(spread: float) -> None:
     for epoch in range(runs):
         choice = strategy.select(pool, BUDGET, seed=0, epoch=epoch)
         seen[choice.positions] += 1
-        total += pool.atoms[choice.positions].sum(choice.weights)
+        total += pool.atoms.sum(choice.weights, choice.positions)
     norms = pool.atoms.squared_norms().sqrt()
     chances = _inclusion(0.7 * norms / norms.sum() + 0.3 / N, BUDGET)
     torch.testing.assert_close(seen / runs, chances.float(), rtol=0, atol=0.04)

@@ -12,12 +12,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import orthogonal_mp_gram
 from torch import Tensor
 
-from adaptive_subset.strategies.solvers.matching_pursuit import (
-    DenseAtoms,
-    OMPResult,
-    _make_feasible,
-    omp,
-)
+from adaptive_subset.strategies.solvers.atoms import DenseAtoms
+from adaptive_subset.strategies.solvers.matching_pursuit import OMPResult, _make_feasible, omp
 from tests import reference
 
 FORMS = ("primal", "dual")
@@ -110,7 +106,7 @@ def test_short_atoms_are_left_out_of_sight_and_nothing_else(nonnegative: bool) -
     read = []
 
     class Counting(DenseAtoms):
-        def __getitem__(self, index: np.ndarray) -> Counting:
+        def take(self, index: np.ndarray) -> Counting:
             return Counting(self.matrix[index])
 
         def correlate(self, vector: np.ndarray, first: int) -> np.ndarray:
@@ -154,7 +150,7 @@ def test_the_cheaper_form_is_chosen(k: int, d: int, form: str) -> None:
     class Counting(DenseAtoms):
         columns = 0
 
-        def __getitem__(self, index: np.ndarray) -> Counting:
+        def take(self, index: np.ndarray) -> Counting:
             return self  # the order is no matter here
 
         def gram_column(self, index: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from adaptive_subset.gradients.head import Head
 from adaptive_subset.gradients.model_state import unwrap
 from adaptive_subset.gradients.source import GradientSource
 from tests import models
-from tests.test_gradients import dense, looped_gradients
+from tests.test_last_layer import dense, looped_gradients
 
 X = torch.randn(7, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(7) % 4

@@ -82,7 +82,7 @@ def permuted(given: Candidates, order: Tensor) -> Candidates:
     assert given.last_layer is not None
     return replace(
         given,
-        gradients=given.gradients[order],
+        gradients=given.gradients.take(order),
         classes=given.classes[order],
         losses=None if given.losses is None else given.losses[order],
         last_layer=given.last_layer[order],
@@ -91,7 +91,7 @@ def permuted(given: Candidates, order: Tensor) -> Candidates:
 
 def error(given: Candidates, choice: Choice) -> float:
     target = given.target
-    matched = given.atoms[choice.positions].sum(choice.weights)
+    matched = given.atoms.sum(choice.weights, choice.positions)
     return float((matched - target).norm() / target.norm())
 
 

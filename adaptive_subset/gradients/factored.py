@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-_BLOCK = 1 << 27  # numbers in the largest temporary of `BatchGradients`
-_TILE = 1024  # rows of its Gram matrix that are computed at once
+from adaptive_subset.gradients.dense import DenseGradients
+from adaptive_subset.gradients.protocol import BLOCK, Gradients, Index
+
 _ROWS = 1 << 16  # gradients stored in half precision that are converted at once
 
 
-class FactoredGradients:
+class FactoredGradients(Gradients):
     """The last-layer gradients of n samples, ``g_i = ⊕ δ_i ⊗ h_i`` over the heads of the model.
 
     ``⟨g_i, g_j⟩ = (δ_i·δ_j)(h_i·h_j)``, ``⟨g_i, R⟩ = δ_iᵀ R h_i`` and ``Σ w_i g_i = Δᵀ diag(w) H``
@@ -41,19 +42,31 @@ class FactoredGradients:
     def __len__(self) -> int:
         return len(self.blocks[0][1])
 
-    def __getitem__(self, index: Tensor | slice) -> FactoredGradients:
+    def take(self, index: Index) -> FactoredGradients:
+        """See `Gradients.take`."""
         return FactoredGradients(
             [(d[index].to(self.dtype), h[index].to(self.dtype)) for d, h in self.blocks]
         )
+
+    def compact(self) -> Gradients:
+        """A matrix where a gradient is no longer than its factors, as one row of a layer is."""
+        if self.dim > sum(delta.shape[1] + h.shape[1] for delta, h in self.blocks):
+            return self
+        parts = [
+            (d.to(self.dtype)[:, :, None] * h.to(self.dtype)[:, None]).flatten(1)
+            for d, h in self.blocks
+        ]
+        return DenseGradients(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
 
     def _slices(self, index: Tensor | None = None) -> Iterator[FactoredGradients]:
         """All of it, or those at `index`, in the dtype to compute in."""
         if index is None and self.stored == self.dtype:
             yield self
         else:
-            for start in range(0, len(self) if index is None else len(index), _ROWS):
+            count = len(self) if index is None else len(index)
+            for start in range(0, max(1, count), _ROWS):  # of none, one slice of none
                 rows = slice(start, start + _ROWS)
-                yield self[rows if index is None else index[rows]]
+                yield self.take(rows if index is None else index[rows])
 
     def _by_slice(self, compute: Callable[[FactoredGradients], Tensor]) -> Tensor:
         parts = [compute(part) for part in self._slices()]
@@ -61,7 +74,6 @@ class FactoredGradients:
 
     @property
     def dim(self) -> int:
-        """d, the length of one gradient."""
         return sum(delta.shape[1] * h.shape[1] for delta, h in self.blocks)
 
     @property
@@ -70,7 +82,6 @@ class FactoredGradients:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it is computed with in: at least float32."""
         return torch.promote_types(self.stored, torch.float32)
 
     @property
@@ -78,19 +89,8 @@ class FactoredGradients:
         """What it is kept in."""
         return self.blocks[0][0].dtype
 
-    def is_finite(self) -> bool:
-        """Whether no gradient holds a NaN or an infinity."""
-        # A sum is NaN or infinite as soon as one term is, and is fast to find; if it is because it
-        # overflowed, the terms themselves will tell.
-        return all(
-            bool(torch.isfinite(factor.sum())) or bool(torch.isfinite(factor).all())
-            for part in self._slices()
-            for block in part.blocks
-            for factor in block
-        )
-
     def sum(self, weights: Tensor | None = None, index: Tensor | None = None) -> Tensor:
-        """``Σ wᵢ gᵢ`` of shape (d,), over all or those at `index`; weights are one by default."""
+        """See `Gradients.sum`."""
         total, start = torch.zeros(self.dim, dtype=self.dtype, device=self.device), 0
         for part in self._slices(index):
             own = None if weights is None else weights[start : start + len(part), None].to(total)
@@ -100,7 +100,7 @@ class FactoredGradients:
         return total
 
     def correlate(self, vector: Tensor, first: int | None = None) -> Tensor:
-        """``⟨gᵢ, vector⟩`` of the `first` ones, or all (n,), for a `vector` of shape (d,)."""
+        """See `Gradients.correlate`."""
         return self._by_slice(lambda part: part._correlate(vector, first))[:first]
 
     def _correlate(self, vector: Tensor, first: int | None) -> Tensor:
@@ -120,14 +120,14 @@ class FactoredGradients:
         assert total is not None
         return total
 
-    def dense(self, index: int | Tensor) -> Tensor:
-        """The gradient of one sample, of shape (d,)."""
+    def dense(self, index: int) -> Tensor:
+        """See `Gradients.dense`."""
         pairs = [(d[index].to(self.dtype), h[index].to(self.dtype)) for d, h in self.blocks]
         parts = [torch.outer(d, h).flatten() for d, h in pairs]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def gram_column(self, index: int | Tensor) -> Tensor:
-        """``⟨gⱼ, gᵢ⟩`` for all j, of shape (n,)."""
+    def gram_column(self, index: int) -> Tensor:
+        """See `Gradients.gram_column`."""
         own = [(d[index].to(self.dtype), h[index].to(self.dtype)) for d, h in self.blocks]
 
         def column(part: FactoredGradients) -> Tensor:
@@ -137,8 +137,20 @@ class FactoredGradients:
 
         return self._by_slice(column)
 
+    def pairwise(self, other: Gradients, rows: Index, columns: Index) -> Tensor:
+        """See `Gradients.pairwise`."""
+        if not isinstance(other, FactoredGradients):
+            return super().pairwise(other, rows, columns)
+        tile: Tensor | None = None
+        for (d, h), (e, f) in zip(self.blocks, other.blocks, strict=True):
+            part = h[rows].to(self.dtype) @ f[columns].to(self.dtype).T
+            part.mul_(d[rows].to(self.dtype) @ e[columns].to(self.dtype).T)
+            tile = part if tile is None else tile.add_(part)
+        assert tile is not None
+        return tile
+
     def squared_norms(self) -> Tensor:
-        """``‖gᵢ‖²`` of shape (n,)."""
+        """See `Gradients.squared_norms`."""
 
         def norms(part: FactoredGradients) -> Tensor:
             blocks = part.blocks
@@ -146,6 +158,38 @@ class FactoredGradients:
             return torch.stack(each).sum(0) if len(each) > 1 else each[0]
 
         return self._by_slice(norms)
+
+    def means(self, members: Tensor) -> Iterator[Tensor]:
+        """See `Gradients.means`: ``Δ_aᵀ H_a / B``, for a few rows of the layer after another."""
+        for delta, h in self.blocks:
+            step = max(1, BLOCK // max(1, len(members) * h.shape[1]))
+            for start in range(0, delta.shape[1], step):
+                yield self._means(members, delta[:, start : start + step], h)
+
+    def _means(self, members: Tensor, delta: Tensor, h: Tensor) -> Tensor:
+        """(m, C · p), gathered a few batches at a time."""
+        (batches, size), columns = members.shape, delta.shape[1] * h.shape[1]
+        means = torch.empty(batches, columns, dtype=self.dtype, device=self.device)
+        step = max(1, BLOCK // (4 * size * h.shape[1]))
+        for start in range(0, batches, step):
+            index = members[start : start + step].flatten()
+            rows, features = (
+                factor.index_select(0, index).to(self.dtype).view(-1, size, factor.shape[1])
+                for factor in (delta, h)
+            )
+            means[start : start + step] = torch.bmm(rows.mT, features).flatten(1)
+        return means.div_(size)
+
+    def is_finite(self) -> bool:
+        """See `Gradients.is_finite`."""
+        # A sum is NaN or infinite as soon as one term is, and is fast to find; if it is because it
+        # overflowed, the terms themselves will tell.
+        return all(
+            bool(torch.isfinite(factor.sum())) or bool(torch.isfinite(factor).all())
+            for part in self._slices()
+            for block in part.blocks
+            for factor in block
+        )
 
     def own_rows(self, classes: Tensor) -> FactoredGradients:
         """Only the row of the last layer that belongs to a sample's class: p numbers a sample.
@@ -160,91 +204,6 @@ class FactoredGradients:
             raise ValueError(
                 f"`classes` must be in [0, {outputs - 1}] to name a row of the head, got "
                 f"{int(classes.min())} to {int(classes.max())}. Match the whole last layer "
-                'instead: rows="all".'
+                'instead: scope="per-class".'
             )
         return FactoredGradients([(d.gather(1, classes[:, None]), h) for d, h in self.blocks])
-
-
-class BatchGradients:
-    """The mean last-layer gradients of m mini-batches, ``D_a = Δ_aᵀ H_a / B``.
-
-    Solvers see only their Gram matrix (m, m) and inner products; the matrix itself is formed from
-    slices of the last layer, so that no temporary exceeds a fixed size whatever C · p is.
-
-    Args:
-        gradients: of n samples.
-        members: (m, B) int64, the samples of each batch.
-        gram: (m, m) float64, their inner products, where they are known already.
-    """
-
-    def __init__(
-        self, gradients: FactoredGradients, members: Tensor, gram: Tensor | None = None
-    ) -> None:
-        self._gradients, self._members = gradients, members
-        self.gram = self._gram() if gram is None else gram
-
-    def _gram(self) -> Tensor:
-        batches = len(self._members)
-        gram = torch.zeros(batches, batches, dtype=torch.float64, device=self.device)
-        for delta, h in self._gradients.blocks:
-            step = max(1, _BLOCK // max(1, batches * h.shape[1]))
-            for start in range(0, delta.shape[1], step):
-                means = self._means(delta[:, start : start + step], h)
-                for i in range(0, batches, _TILE):  # the upper triangle only
-                    gram[i : i + _TILE, i:] += means[i : i + _TILE] @ means[i:].T
-        return gram.triu() + gram.triu(1).T
-
-    def _means(self, delta: Tensor, h: Tensor) -> Tensor:
-        """The batches' mean gradients, (m, C · p), gathered a few batches at a time."""
-        (batches, size), columns = self._members.shape, delta.shape[1] * h.shape[1]
-        means = torch.empty(batches, columns, dtype=self.dtype, device=self.device)
-        step = max(1, _BLOCK // (4 * size * h.shape[1]))
-        for start in range(0, batches, step):
-            index = self._members[start : start + step].flatten()
-            rows, features = (
-                factor.index_select(0, index).to(self.dtype).view(-1, size, factor.shape[1])
-                for factor in (delta, h)
-            )
-            means[start : start + step] = torch.bmm(rows.mT, features).flatten(1)
-        return means.div_(size)
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def __getitem__(self, index: Tensor) -> BatchGradients:
-        gram = self.gram[index][:, index]
-        return BatchGradients(self._gradients, self._members[index], gram)
-
-    @property
-    def dim(self) -> int:
-        return self._gradients.dim
-
-    @property
-    def device(self) -> torch.device:
-        return self._gradients.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._gradients.dtype
-
-    def correlate(self, vector: Tensor, first: int | None = None) -> Tensor:
-        """``⟨D_a, vector⟩`` of the `first` ones, or all (m,), for a `vector` of shape (d,)."""
-        return self._gradients.correlate(vector)[self._members[:first]].mean(1)
-
-    def dense(self, index: int | Tensor) -> Tensor:
-        """The gradient of one mini-batch, of shape (d,)."""
-        return self._gradients.sum(index=self._members[index]) / self._members.shape[1]
-
-    def sum(self, weights: Tensor, index: Tensor) -> Tensor:
-        """``Σ w_a D_a`` over those at `index`, of shape (d,)."""
-        size = self._members.shape[1]
-        members = self._members[index].flatten()
-        return self._gradients.sum(weights.repeat_interleave(size) / size, members)
-
-    def gram_column(self, index: int | Tensor) -> Tensor:
-        """``⟨D_b, D_a⟩`` for all b, of shape (m,)."""
-        return self.gram[:, index]
-
-    def squared_norms(self) -> Tensor:
-        """``‖D_a‖²`` of shape (m,)."""
-        return self.gram.diagonal()

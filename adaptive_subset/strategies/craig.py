@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from adaptive_subset.gradients.factored import BatchGradients, FactoredGradients
+from adaptive_subset.gradients import Gradients
+from adaptive_subset.gradients.protocol import Index
 from adaptive_subset.randomness import Purpose, seeded
 from adaptive_subset.strategies.division import (
     Scope,
@@ -20,7 +22,6 @@ from adaptive_subset.strategies.division import (
 )
 from adaptive_subset.strategies.solvers.facility_location import (
     Distances,
-    Index,
     Medoids,
     Stored,
     facility_location,
@@ -118,7 +119,7 @@ class CRAIGPB(Strategy):
                 "`validation` must be None for CRAIGPB: single validation samples have no distance "
                 "to mini-batches. Use CRAIG, or GradMatchPB."
             )
-        medoids = facility_location(_batch_distances(batches), size)
+        medoids = facility_location(gradient_distances(batches, batches, math.inf), size)
         scale = candidates.n / len(members)
         choice = _choice(medoids, len(members), size, scale, generator, covers_itself=True)
         warn_if_mostly_filled(choice, "CRAIG")
@@ -131,58 +132,45 @@ class CRAIGPB(Strategy):
         )
 
 
-def gradient_distances(
-    rows: FactoredGradients, columns: FactoredGradients, memory: float
-) -> Distances:
+def gradient_distances(rows: Gradients, columns: Gradients, memory: float) -> Distances:
     """``‖gᵢ − gⱼ‖``, stored where that takes at most `memory` GiB."""
     computed = _GradientDistances(rows, columns)
     m, n = computed.shape
-    if m * n * columns.dtype.itemsize > memory * 2**30:
+    if m * n * computed.dtype.itemsize > memory * 2**30:
         return computed
-    matrix = torch.empty(m, n, dtype=columns.dtype, device=columns.device)
-    for i, j in tiles(m, n, columns.device):
+    matrix = torch.empty(m, n, dtype=computed.dtype, device=computed.device)
+    for i, j in tiles(m, n, computed.device):
         matrix[i, j] = computed.tile(i, j)
     return Stored(matrix, symmetric=rows is columns)
 
 
 class _GradientDistances:
-    """``‖gᵢ − gⱼ‖`` of rows i and columns j, computed from the factors."""
+    """``‖gᵢ − gⱼ‖`` of rows i and columns j, from their inner products."""
 
-    def __init__(self, rows: FactoredGradients, columns: FactoredGradients) -> None:
+    def __init__(self, rows: Gradients, columns: Gradients) -> None:
+        self._columns = _fastest(columns)
+        self._rows = self._columns if rows is columns else _fastest(rows)
+        self._norms = _less(self._rows.squared_norms()), _less(self._columns.squared_norms())
         self.shape = len(rows), len(columns)
-        self.device, self.dtype = columns.device, columns.dtype
-        self._rows, self._columns = _folded(rows), _folded(columns)
-        self._norms = _less(rows.squared_norms()), _less(columns.squared_norms())
+        self.device, self.dtype = columns.device, self._norms[1].dtype
 
     def column(self, j: Tensor) -> Tensor:
         return self.tile(slice(None), j)[:, 0]
 
     def tile(self, rows: Index, columns: Index) -> Tensor:
-        inner: Tensor | None = None
-        for (d, h), (e, f) in zip(self._rows, self._columns, strict=True):
-            part = h[rows] @ f[columns].T
-            if d is not None and e is not None:
-                part.mul_(d[rows] @ e[columns].T)
-            inner = part if inner is None else inner.add_(part)
-        assert inner is not None
+        inner = self._rows.pairwise(self._columns, rows, columns)
         squares = inner.mul_(-2).add_(self._norms[1][columns]).add_(self._norms[0][rows, None])
         return squares.clamp_(min=0).sqrt_()
+
+
+def _fastest(gradients: Gradients) -> Gradients:
+    """As they are needed time and again: in the dtype to compute in."""
+    return gradients.take(slice(None)).compact()
 
 
 def _less(norms: Tensor) -> Tensor:
     """A little less than ‖g‖²: gradients that differ by rounding only are then at distance 0."""
     return norms * (1 - 32 * torch.finfo(norms.dtype).eps)
-
-
-def _folded(gradients: FactoredGradients) -> list[tuple[Tensor | None, Tensor]]:
-    """The factors to compute with, a δ of one column multiplied into h."""
-    return [(None, d * h) if d.shape[1] == 1 else (d, h) for d, h in gradients[:].blocks]
-
-
-def _batch_distances(batches: BatchGradients) -> Distances:
-    norms = _less(batches.squared_norms())
-    squares = norms[:, None] + norms - 2 * batches.gram
-    return Stored(squares.clamp_(min=0).sqrt_(), symmetric=True)
 
 
 def _choice(

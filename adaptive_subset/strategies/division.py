@@ -1,4 +1,9 @@
-"""How strategies divide a selection into smaller ones: by class, and by mini-batch."""
+"""What strategies share to divide a selection into smaller ones.
+
+By class, with a part of the budget each, and the choices put together again (`by_problem`, with
+`proportional_shares` and `equal_shares`); by mini-batch (`mini_batches`); and what is done where
+such a problem spends less than its part (`fill`, `warn_if_mostly_filled`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from adaptive_subset.gradients.factored import BatchGradients
+from adaptive_subset.gradients import BatchGradients
 from adaptive_subset.strategies.strategy import Candidates, Choice
 
 Scope = Literal["per-gradient", "per-class", "global"]

@@ -86,7 +86,7 @@ class GLISTER(Strategy):
             order = (scores + closed).argsort(descending=True, stable=True)
             chosen = torch.cat([chosen, order[: min(count, budget - len(chosen))]])
             closed[chosen] = -torch.inf
-            step = atoms[chosen].sum() * (self.lr / len(chosen))
+            step = atoms.sum(index=chosen) * (self.lr / len(chosen))
         positions = chosen.cpu()
         rest = fill(candidates.n, positions, budget, generator)
         return Choice(torch.cat([positions, rest]), torch.ones(budget), filled=len(rest))

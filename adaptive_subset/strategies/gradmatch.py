@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from adaptive_subset.gradients.factored import BatchGradients, FactoredGradients
+from adaptive_subset.gradients import Gradients
 from adaptive_subset.randomness import Purpose, seeded
 from adaptive_subset.strategies.division import (
     Scope,
@@ -19,7 +19,8 @@ from adaptive_subset.strategies.division import (
     mini_batches,
     warn_if_mostly_filled,
 )
-from adaptive_subset.strategies.solvers.matching_pursuit import atoms_of, omp
+from adaptive_subset.strategies.solvers.atoms import atoms_of
+from adaptive_subset.strategies.solvers.matching_pursuit import omp
 from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy
 
 
@@ -47,7 +48,7 @@ class _Matching(Strategy):
 
     def _match(
         self,
-        gradients: FactoredGradients | BatchGradients,
+        gradients: Gradients,
         target: Tensor,
         budget: int,
         generator: torch.Generator,

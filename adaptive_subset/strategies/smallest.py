@@ -1,4 +1,4 @@
-"""The smallest subset that is good enough, instead of the best one of a given size."""
+"""The search for a budget: the smallest with which a strategy meets an error (`tolerance=`)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adaptive_subset.gradients.factored import FactoredGradients
+from adaptive_subset.gradients import Gradients
 from adaptive_subset.gradients.look_ahead import LastLayer
 
 
@@ -25,7 +25,7 @@ class Validation:
         last_layer: see `Candidates`.
     """
 
-    gradients: FactoredGradients
+    gradients: Gradients
     classes: Tensor | None
     scale: float
     last_layer: LastLayer | None = None
@@ -47,14 +47,14 @@ class Candidates:
     """
 
     n: int
-    gradients: FactoredGradients | None = None
+    gradients: Gradients | None = None
     classes: Tensor | None = None
     validation: Validation | None = None
     losses: Tensor | None = None
     last_layer: LastLayer | None = None
 
     @property
-    def atoms(self) -> FactoredGradients:
+    def atoms(self) -> Gradients:
         """The gradients, for a strategy that said that it needs them."""
         if self.gradients is None:
             raise ValueError("`candidates` must hold gradients: set needs_gradients = True.")
@@ -93,7 +93,7 @@ class Candidates:
         return float((matched - target).norm() / norm) if norm > 0 else None
 
     def own_rows(self) -> Candidates:
-        """Each gradient reduced to the row of its class, see `FactoredGradients.own_rows`."""
+        """Each gradient reduced to the row of its class, see `Gradients.own_rows`."""
         assert self.classes is not None
         validation = self.validation
         if validation is not None:
@@ -121,14 +121,14 @@ class Candidates:
             layer = validation.last_layer
             validation = replace(
                 validation,
-                gradients=validation.gradients[chosen],
+                gradients=validation.gradients.take(chosen),
                 classes=validation.classes[chosen],
                 last_layer=None if layer is None else layer[chosen],
             )
         return replace(
             self,
             n=len(members),
-            gradients=self.atoms[place],
+            gradients=self.atoms.take(place),
             classes=self.classes[place],
             validation=validation,
             losses=None if self.losses is None else self.losses[members],

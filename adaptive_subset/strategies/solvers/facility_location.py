@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-Index = slice | Tensor
+from adaptive_subset.gradients.protocol import Index
 
 
 class Distances(Protocol):
