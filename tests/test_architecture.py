@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adaptive_subset"
 # From the bottom up; what stands beside each other does not import one another across folders.
 LAYERS = (
-    ("randomness", "items", "selection", "distributed", "loss_record"),
+    ("randomness", "precision", "items", "selection", "distributed", "loss_record"),
     ("gradients",),
     ("strategies",),
     ("sizing", "candidate_pool"),

@@ -307,3 +307,25 @@ def test_regression_has_medoids_too() -> None:
 def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CRAIG(**arguments)
+
+
+@pytest.mark.parametrize("spread", [1e-1, 1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("scope", ["per-class", "per-gradient"])
+def test_gradients_that_are_close_are_told_apart_in_single_precision(
+    spread: float, scope: Any
+) -> None:
+    """Distances are small differences of large inner products, for which float32 has no digits."""
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        delta = 1 + spread * rng.normal(size=(40, 3))
+        features = 1 + spread * rng.normal(size=(40, 8))
+        factors = torch.from_numpy(delta).float(), torch.from_numpy(features).float()
+        classes = torch.arange(40) % 2
+        single = Candidates(40, FactoredGradients([factors]), classes)
+        double = Candidates(
+            40, FactoredGradients([(factors[0].double(), factors[1].double())]), classes
+        )
+        choice = CRAIG(scope=scope).choose(single, 12, seed=0, epoch=0)
+        expected = CRAIG(scope=scope).choose(double, 12, seed=0, epoch=0)
+        assert choice.filled == expected.filled == 0
+        assert choice.objective == pytest.approx(expected.objective, rel=1e-3)

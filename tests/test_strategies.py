@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adaptive_subset.gradients.factored import FactoredGradients
+from adaptive_subset.gradients import FactoredGradients, mini_batches
 from adaptive_subset.gradients.look_ahead import LastLayer
 from adaptive_subset.strategies import (
     CRAIG,
@@ -30,6 +31,7 @@ from adaptive_subset.strategies import (
     Validation,
 )
 from adaptive_subset.strategies.division import equal_shares, proportional_shares
+from adaptive_subset.strategies.smallest import smallest_choice
 
 EVERY: dict[str, Strategy] = {
     "random": Random(),
@@ -311,3 +313,59 @@ def test_a_batch_has_at_least_one_sample() -> None:
 
 def test_names_lead_to_strategies() -> None:
     assert all(isinstance(strategy(), Strategy) for strategy in STRATEGIES.values())
+
+
+@pytest.mark.parametrize("sizes", [[70, 25, 5], [1] * 7, [3, 3, 3, 1], [1, 900, 2, 40, 7]])
+def test_shares_are_those_that_move_one_by_one(sizes: list[int]) -> None:
+    def one_by_one(budget: int) -> list[int]:
+        least = min(1, budget // len(sizes))
+        exact = [budget * size / sum(sizes) for size in sizes]
+        shares = [max(least, int(share)) for share in exact]
+        while missing := budget - sum(shares):
+            step = 1 if missing > 0 else -1
+            movable = [i for i, s in enumerate(shares) if (s < sizes[i] if step > 0 else s > least)]
+            shares[max(movable, key=lambda i: step * (exact[i] - shares[i]))] += step
+        return shares
+
+    for budget in range(1, min(sum(sizes), 60) + 1):
+        assert proportional_shares(sizes, budget) == one_by_one(budget)
+
+
+def test_shares_of_many_classes_take_no_time_squared() -> None:
+    start = time.process_time()
+    assert sum(proportional_shares([5 + i % 7 for i in range(20_000)], 31_234)) == 31_234
+    assert time.process_time() - start < 2  # one by one over all classes it was most of a minute
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_the_precision_of_training_does_not_reach_a_choice(name: str) -> None:
+    given = candidates()
+    assert isinstance(given.gradients, FactoredGradients)
+    (block,) = given.gradients.blocks
+    single = replace(given, gradients=FactoredGradients([(block[0].float(), block[1].float())]))
+    plain = EVERY[name].choose(single, 12, seed=0, epoch=0)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            choice = EVERY[name].choose(single, 12, seed=0, epoch=0)
+            assert single.relative_error(choice) == single.relative_error(plain)
+            assert torch.is_autocast_enabled("cpu")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(choice.positions, plain.positions)
+    assert torch.equal(choice.weights, plain.weights)
+
+
+def test_a_search_for_a_size_builds_the_gram_of_batches_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built: list[int] = []
+    gram = mini_batches._gram
+    monkeypatch.setattr(mini_batches, "_gram", lambda *args: built.append(1) or gram(*args))
+    given, strategy = candidates(n=96), GradMatchPB(batch_size=4, lam=1e-3)
+    found = smallest_choice(strategy, given, 0.2, seed=0, epoch=0)
+    assert len(built) == 1
+    alone = strategy.choose(candidates(n=96), len(found.positions), seed=0, epoch=0)
+    assert torch.equal(alone.positions, found.positions)

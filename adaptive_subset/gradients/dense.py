@@ -66,7 +66,7 @@ class DenseGradients(Gradients):
         """See `Gradients.pairwise`."""
         if not isinstance(other, DenseGradients):
             return super().pairwise(other, rows, columns)
-        return self.matrix[rows] @ other.matrix[columns].T
+        return self.matrix[rows].double() @ other.matrix[columns].double().T
 
     def squared_norms(self) -> Tensor:
         """See `Gradients.squared_norms`."""

@@ -143,8 +143,8 @@ class FactoredGradients(Gradients):
             return super().pairwise(other, rows, columns)
         tile: Tensor | None = None
         for (d, h), (e, f) in zip(self.blocks, other.blocks, strict=True):
-            part = h[rows].to(self.dtype) @ f[columns].to(self.dtype).T
-            part.mul_(d[rows].to(self.dtype) @ e[columns].to(self.dtype).T)
+            part = h[rows].double() @ f[columns].double().T
+            part.mul_(d[rows].double() @ e[columns].double().T)
             tile = part if tile is None else tile.add_(part)
         assert tile is not None
         return tile

@@ -91,7 +91,8 @@ class Gradients(Protocol):
     def pairwise(self, other: Gradients, rows: Index, columns: Index) -> Tensor:
         """``⟨gᵢ, g'ⱼ⟩`` for i in `rows`, j in `columns` of `other`: a tile (r, c) of the caller's.
 
-        Here one column at a time, for gradients of any two kinds.
+        In float64: the distance of two gradients that are close is the small difference of large
+        inner products. Here one column at a time, for gradients of any two kinds.
 
         Raises:
             ValueError: `other` has gradients of another length.
@@ -102,7 +103,7 @@ class Gradients(Protocol):
                 "gradients of the same layer."
             )
         left, right = self.take(rows), other.take(columns)
-        tile = torch.empty(len(left), len(right), dtype=self.dtype, device=self.device)
+        tile = torch.empty(len(left), len(right), dtype=torch.float64, device=self.device)
         for j in range(len(right)):
             tile[:, j] = left.correlate(right.dense(j))
         return tile

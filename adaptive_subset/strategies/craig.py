@@ -145,14 +145,14 @@ def gradient_distances(rows: Gradients, columns: Gradients, memory: float) -> Di
 
 
 class _GradientDistances:
-    """``‖gᵢ − gⱼ‖`` of rows i and columns j, from their inner products."""
+    """``‖gᵢ − gⱼ‖`` of rows i and columns j, from their inner products in float64."""
 
     def __init__(self, rows: Gradients, columns: Gradients) -> None:
         self._columns = _fastest(columns)
         self._rows = self._columns if rows is columns else _fastest(rows)
-        self._norms = _less(self._rows.squared_norms()), _less(self._columns.squared_norms())
+        self._norms = _squared_norms(self._rows), _squared_norms(self._columns)
         self.shape = len(rows), len(columns)
-        self.device, self.dtype = columns.device, self._norms[1].dtype
+        self.device, self.dtype = columns.device, columns.dtype
 
     def column(self, j: Tensor) -> Tensor:
         return self.tile(slice(None), j)[:, 0]
@@ -160,7 +160,7 @@ class _GradientDistances:
     def tile(self, rows: Index, columns: Index) -> Tensor:
         inner = self._rows.pairwise(self._columns, rows, columns)
         squares = inner.mul_(-2).add_(self._norms[1][columns]).add_(self._norms[0][rows, None])
-        return squares.clamp_(min=0).sqrt_()
+        return squares.clamp_(min=0).sqrt_().to(self.dtype)
 
 
 def _fastest(gradients: Gradients) -> Gradients:
@@ -168,9 +168,14 @@ def _fastest(gradients: Gradients) -> Gradients:
     return gradients.take(slice(None)).compact()
 
 
-def _less(norms: Tensor) -> Tensor:
-    """A little less than ‖g‖²: gradients that differ by rounding only are then at distance 0."""
-    return norms * (1 - 32 * torch.finfo(norms.dtype).eps)
+def _squared_norms(gradients: Gradients) -> Tensor:
+    """(n,) ``‖g‖²`` in float64, a little less.
+
+    Gradients that differ by the rounding of `dtype` only are then at distance 0.
+    """
+    parts = (slice(i, i + 64) for i in range(0, max(1, len(gradients)), 64))
+    norms = torch.cat([gradients.pairwise(gradients, part, part).diagonal() for part in parts])
+    return norms * (1 - max((8 * torch.finfo(gradients.dtype).eps) ** 2, 1e-14))
 
 
 def _choice(

@@ -7,6 +7,7 @@ such a problem spends less than its part (`fill`, `warn_if_mostly_filled`).
 
 from __future__ import annotations
 
+import heapq
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -88,11 +89,20 @@ def warn_if_mostly_filled(choice: Choice, name: str) -> None:
 def mini_batches(
     candidates: Candidates, batch_size: int, generator: torch.Generator
 ) -> tuple[Tensor, BatchGradients]:
-    """A random partition into ⌊n/B⌋ mini-batches, (m, B) positions, and their mean gradients."""
-    batches = candidates.n // batch_size
-    order = torch.randperm(candidates.n, generator=generator)
-    members = order[: batches * batch_size].view(batches, batch_size)
-    return members, BatchGradients(candidates.atoms, members.to(candidates.atoms.device))
+    """A random partition into ⌊n/B⌋ mini-batches, (m, B) positions, and their mean gradients.
+
+    The same draw of the same candidates is made once: a search for a budget asks time and again.
+    """
+    key = ("mini-batches", batch_size, generator.initial_seed())
+    if key not in candidates.derived:
+        batches = candidates.n // batch_size
+        order = torch.randperm(candidates.n, generator=generator)
+        members = order[: batches * batch_size].view(batches, batch_size)
+        gradients = BatchGradients(candidates.atoms, members.to(candidates.atoms.device))
+        candidates.derived[key] = members, gradients, generator.get_state()
+    members, gradients, state = candidates.derived[key]
+    generator.set_state(state)
+    return members, gradients
 
 
 def equal_shares(sizes: list[int], budget: int) -> list[int]:
@@ -121,10 +131,17 @@ def proportional_shares(sizes: list[int], budget: int) -> list[int]:
     least = min(1, budget // max(1, len(sizes)))
     exact = [budget * size / total for size in sizes]
     shares = [max(least, int(share)) for share in exact]
-    while (missing := budget - sum(shares)) != 0:
-        step = 1 if missing > 0 else -1
-        # The share that is furthest on the wrong side of its exact value moves by one.
-        movable = [i for i, s in enumerate(shares) if (s < sizes[i] if step > 0 else s > least)]
-        i = max(movable, key=lambda i: step * (exact[i] - shares[i]))
+    missing = budget - sum(shares)
+    step, ends = (1, sizes) if missing > 0 else (-1, [least] * len(sizes))
+    movable = [
+        (-step * (exact[i] - share), i) for i, share in enumerate(shares) if share != ends[i]
+    ]
+    heapq.heapify(movable)
+    for _ in range(abs(missing)):  # the one furthest on the wrong side of its exact value moves
+        gap, i = movable[0]
         shares[i] += step
+        if shares[i] == ends[i]:
+            heapq.heappop(movable)
+        else:
+            heapq.heapreplace(movable, (gap + 1, i))
     return shares

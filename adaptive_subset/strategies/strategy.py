@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from adaptive_subset.gradients import Gradients
 from adaptive_subset.gradients.look_ahead import LastLayer
+from adaptive_subset.precision import full_precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,8 @@ class Candidates:
             never; None for a strategy that needs none.
         last_layer: what the gradients were computed from; None for a model whose output is not
             that of one last layer.
+
+    `derived` keeps what follows from them and is costly, for a search that chooses several times.
     """
 
     n: int
@@ -52,6 +55,12 @@ class Candidates:
     validation: Validation | None = None
     losses: Tensor | None = None
     last_layer: LastLayer | None = None
+    derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where their gradients are."""
+        return torch.device("cpu") if self.gradients is None else self.gradients.device
 
     @property
     def atoms(self) -> Gradients:
@@ -87,10 +96,11 @@ class Candidates:
         """``‖Σ wᵢgᵢ − b‖ / ‖b‖`` over the whole last layer; None without gradients, or b = 0."""
         if self.gradients is None:
             return None
-        target, place = self.target, self.gradients.device
-        matched = self.gradients.sum(choice.weights.to(place), choice.positions.to(place))
-        norm = target.norm()
-        return float((matched - target).norm() / norm) if norm > 0 else None
+        with full_precision(self.device):
+            target, place = self.target, self.device
+            matched = self.gradients.sum(choice.weights.to(place), choice.positions.to(place))
+            norm = target.norm()
+            return float((matched - target).norm() / norm) if norm > 0 else None
 
     def own_rows(self) -> Candidates:
         """Each gradient reduced to the row of its class, see `Gradients.own_rows`."""
@@ -190,7 +200,8 @@ class Strategy(ABC):
         Raises:
             ValueError: the choice is not what `select` promises.
         """
-        choice = self.select(candidates, budget, seed=seed, epoch=epoch)
+        with full_precision(candidates.device):
+            choice = self.select(candidates, budget, seed=seed, epoch=epoch)
         positions, weights, n = choice.positions, choice.weights, candidates.n
         size = len(positions) if self.sizes_itself else budget
         problem = None
