@@ -34,6 +34,10 @@ def _run(rank: int, folder: str, scenario: str) -> None:
     net.module[0].running_mean += rank  # buffers differ between ranks, as in real runs
     selector = Selector(data, GradMatch(), fraction=0.5, criterion=nn.CrossEntropyLoss())
     sampler = AdaptiveSubsetSampler(selector, every=2)
+    if scenario == "states differ" and rank == 1:
+        alone = AdaptiveSubsetSampler(selector, every=2, num_replicas=1, rank=0)
+        alone.maybe_reselect(net, 0)
+        sampler.load_state_dict(alone.state_dict())
     result: Any
     if scenario == "broken" and rank == 0:
         selector.criterion = _fails  # rank 0 is the one that selects
@@ -65,7 +69,8 @@ def test_ranks_share_one_selection(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scenario", "message"),
     [
-        ("epochs differ", "same epoch"),
+        ("epochs differ", "with the same epoch and the same state"),
+        ("states differ", "with the same epoch and the same state"),
         ("broken", "no loss today"),
     ],
 )

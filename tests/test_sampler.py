@@ -13,12 +13,14 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from adaptive_subset import (
     AdaptiveSubsetSampler,
+    Candidates,
+    Choice,
     GradMatch,
     GradMatchPB,
     InfoBatch,
     LossSampling,
-    Random,
     Selector,
+    Strategy,
     TaggedIndex,
     WeightedLoss,
 )
@@ -212,6 +214,24 @@ def test_resampling_repeats_samples_in_proportion_to_their_weight() -> None:
         assert float(total[index]) / 50 == pytest.approx(weight, abs=0.35)
 
 
+class OneHeavy(Strategy):
+    """The first samples; one of them has half of all weight."""
+
+    def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
+        weights = torch.ones(budget)
+        weights[3] = budget - 1.0
+        return Choice(torch.arange(budget), weights)
+
+
+def test_resampling_spreads_repeats_over_the_epoch() -> None:
+    sampler, net = make(OneHeavy(), fraction=0.5, weighting="resample", every=100), model()
+    for epoch in range(20):
+        sampler.maybe_reselect(net, epoch)
+        places = [place for place, index in enumerate(sampler) if index == 3]
+        assert 9 <= len(places) <= 11
+        assert places != list(range(places[0], places[-1] + 1))
+
+
 def test_resampling_refuses_negative_weights() -> None:
     sampler = make(weighting="resample")
     selection = sampler.maybe_reselect(model(), 0)
@@ -352,16 +372,53 @@ def test_loaders_that_cannot_be_steered_are_refused() -> None:
             sampler.attach(loader)
 
 
-def test_selections_that_cost_more_than_they_save_are_reported() -> None:
-    sampler, net = make(every=1), model()
-    sampler.maybe_reselect(net, 0)
-    list(sampler)
-    with pytest.warns(UserWarning, match=r"more than the .* s that the smaller epochs saved"):
-        sampler.maybe_reselect(net, 1)
-    thrifty = make(Random(), every=1)
-    thrifty.maybe_reselect(net, 0)
-    thrifty._train_seconds = 10.0
-    assert thrifty.maybe_reselect(net, 1) is not None  # and no warning, which would be an error
+class Clock:
+    """Stands still but where the test moves it on."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Slow(Strategy):
+    """Takes a number of seconds for a selection."""
+
+    needs_gradients = True
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self.clock, self.seconds = clock, seconds
+
+    def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
+        self.clock.now += self.seconds
+        return Choice(torch.arange(budget), torch.ones(budget))
+
+
+class SlowWithoutGradients(Slow):
+    needs_gradients = False
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds", "wasteful"),
+    [(Slow, 1.4, False), (Slow, 1.6, True), (SlowWithoutGradients, 1.6, False)],
+)
+def test_selections_that_cost_more_than_they_save_are_reported(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Slow], seconds: float, wasteful: bool
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("time.perf_counter", clock)
+    sampler, net = make(kind(clock, seconds), every=1), model()
+    sampler.maybe_reselect(net, 0)  # nothing is known yet of what training costs
+    for _ in sampler:
+        clock.now += 0.1  # 1 s for a quarter of the data, 3 s less than for all
+    if wasteful:
+        message = r"have taken 3\.2 s so far, more than the 3 s that the smaller epochs saved"
+        with pytest.warns(UserWarning, match=message):
+            sampler.maybe_reselect(net, 1)
+        sampler.maybe_reselect(net, 2)  # once is enough
+    else:
+        sampler.maybe_reselect(net, 1)  # a warning would be an error
 
 
 @pytest.mark.parametrize("strategy", [GradMatch(), GradMatchPB(batch_size=4)])

@@ -241,9 +241,15 @@ def test_a_relative_lambda_makes_the_choice_independent_of_the_scale() -> None:
     torch.testing.assert_close(choices[0].weights, choices[1].weights)
 
 
-def test_the_tolerance_ends_the_matching_early() -> None:
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        GradMatch(lam=1e-3, epsilon=0.3, scope="global"),
+        GradMatchPB(lam=1e-3, epsilon=0.3, batch_size=4),
+    ],
+)
+def test_the_tolerance_ends_the_matching_early(strategy: GradMatch | GradMatchPB) -> None:
     given = candidates()
-    strategy = GradMatch(lam=1e-3, epsilon=0.3, scope="global")
     with pytest.warns(UserWarning, match="epsilon"):
         choice = strategy.select(given, 40, seed=0, epoch=0)
     assert choice.objective is not None

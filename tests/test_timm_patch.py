@@ -176,18 +176,19 @@ def test_without_flags_the_run_is_that_of_the_script(script, flags, tmp_path):
 
 @scripts
 def test_a_resumed_run_goes_on_with_the_same_subset(script, flags, tmp_path):
-    flags = [*flags, *SUBSET, "--subset-every", "3"]
+    flags = [*flags, *SUBSET]  # chosen before the epochs 0 and 2
     whole = run(script, [*flags, "--experiment", "whole"])
-    checkpoint = tmp_path / "whole" / "checkpoint-1.pth.tar"
-    rest = run(script, [*flags, "--resume", str(checkpoint)])
-    assert rest["seen"] == whole["seen"][2:]
-    assert rest["selection"] == whole["selection"]
-    assert [line.split()[1] for line in rest["log"] if "Subset" in line] == ["3"]
-    assert [row["epoch"] for row in rows(tmp_path)] == ["2", "3"]
-    assert {file.name for file in (tmp_path / "run").glob("subset-*")} == {
-        "subset-0.pth",
-        "subset-3.pth",
-    }
+    for last, made, kept in ((0, ["2"], {0, 2}), (2, [], {2})):
+        checkpoint = tmp_path / "whole" / f"checkpoint-{last}.pth.tar"
+        name = f"after-{last}"
+        rest = run(script, [*flags, "--resume", str(checkpoint), "--experiment", name])
+        assert rest["seen"] == whole["seen"][last + 1 :]
+        assert rest["selection"] == whole["selection"]
+        assert [line.split()[1] for line in rest["log"] if "Subset" in line] == made
+        epochs = [str(epoch) for epoch in range(last + 1, 4)]
+        assert [row["epoch"] for row in rows(tmp_path, name)] == epochs
+        files = {file.name for file in (tmp_path / name).glob("subset-*")}
+        assert files == {f"subset-{epoch}.pth" for epoch in kept}
 
 
 @scripts
