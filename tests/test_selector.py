@@ -113,7 +113,7 @@ def test_a_stream_is_refused() -> None:
 def test_the_smallest_subset_within_a_tolerance(strategy: Any) -> None:
     net = models.mlp()
     options = {"fraction": None, "strategy": strategy}
-    errors = {}
+    errors: dict[int, Any] = {}
     for size in range(strategy.batch_size or 1, N + 1, strategy.batch_size or 1):
         errors[size] = make(**options, budget=size).select(net, 0).relative_error
     for tolerance in (0.5, 0.2, 0.1):
@@ -137,7 +137,7 @@ def test_the_first_selection_sets_the_size_unless_it_varies() -> None:
     nets = [models.mlp(), models.mlp()]
     nets[1].load_state_dict(nets[0].state_dict())
     with torch.no_grad():
-        nets[1][-1].weight.mul_(20)  # other gradients: another size
+        nets[1].get_parameter("2.weight").mul_(20)  # other gradients: another size
     options = {"strategy": GradMatch(lam=0.01), "fraction": None, "tolerance": 0.2}
     sizes = [len(make(**options).select(net, 0)) for net in nets]
     assert sizes[0] != sizes[1]
@@ -238,13 +238,13 @@ class Augmented(Dataset[tuple[Tensor, int]]):
 def test_gradients_come_from_the_pool(twin: Any) -> None:
     torch.manual_seed(0)
     model = models.mlp()
-    options = {"fraction": 0.25, "criterion": nn.CrossEntropyLoss()}
+    options: dict[str, Any] = {"fraction": 0.25, "criterion": nn.CrossEntropyLoss()}
     selection = Selector(Augmented(), GradMatch(), pool=twin, **options).select(model, 0)
     assert torch.equal(selection.indices, make().select(model, 0).indices)
 
 
 def test_an_augmented_dataset_without_a_twin_is_reported() -> None:
-    options = {"fraction": 0.25, "criterion": nn.CrossEntropyLoss()}
+    options: dict[str, Any] = {"fraction": 0.25, "criterion": nn.CrossEntropyLoss()}
     selector = Selector(Augmented(), GradMatch(), **options)
     with pytest.warns(UserWarning, match=r"another input each time.*pool="):
         selector.select(models.mlp(), 0)
@@ -314,7 +314,7 @@ def test_validation_gradients_are_matched_at_the_count_of_the_dataset(
         matched = gradient(model, selection.weights, selection.indices)
         return float((matched - target).norm() / target.norm())
 
-    options = {"pool_fraction": pool_fraction, "strategy": GradMatch(lam=0.01)}
+    options: dict[str, Any] = {"pool_fraction": pool_fraction, "strategy": GradMatch(lam=0.01)}
     steered = make(validation=few, **options).select(model, 0)
     assert steered.relative_error == pytest.approx(error(steered), rel=1e-4)
     assert error(steered) < 0.6 * error(make(**options).select(model, 0))

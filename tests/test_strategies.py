@@ -219,6 +219,7 @@ def test_validation_gradients_steer_the_choice() -> None:
 def test_validation_restores_the_balance_of_the_classes() -> None:
     """An imbalanced pool with a balanced validation set: class totals follow the latter."""
     given = candidates(n=60)
+    assert given.classes is not None
     keep = torch.cat([(given.classes == 0).nonzero()[:3, 0], (given.classes != 0).nonzero()[:, 0]])
     pool = replace(permuted(given, keep), n=len(keep))
     assert given.gradients is not None
