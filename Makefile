@@ -1,6 +1,7 @@
 # Everything needs only python3 (3.10 or newer, with venv and pip), gcc and make.
 #   make demo    train on digits: all the data against subsets of 10 %
-#   make test    lint, type-check and run the tests
+#   make test    lint, type-check and run the tests, on all cores
+#   make test-fast    the same without the slow tests
 # More for the command itself: make demo ARGS="--epochs 50"
 # Another interpreter: make test PYTHON=python3.12 VENV=.venv-3.12
 
@@ -8,14 +9,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 15
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-fast lint clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/train.py $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-fast: lint
+	$(PYTEST) -m "not slow" $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -113,7 +113,7 @@ BENCHMARKS = [
         "The same with all threads",
         "The inference pass gains from a second thread, the solver and the Python code around the "
         "pass do not, so that they weigh more.",
-        tuple((f"{words}, all threads", *rest) for words, *rest in SELECTION),
+        tuple((f"{figure[0]}, all threads", *figure[1:]) for figure in SELECTION),
     ),
     Benchmark(
         "stages",
@@ -215,7 +215,7 @@ BENCHMARKS = [
         "benchmarks.step --data {mnist} --repeats 25",
         "The same with all threads",
         "Tags and weights are Python, and gain nothing from a second thread.",
-        tuple((f"{words}, all threads", *rest) for words, *rest in STEP),
+        tuple((f"{figure[0]}, all threads", *figure[1:]) for figure in STEP),
     ),
     Benchmark(
         "step-resnet18",

@@ -97,6 +97,7 @@ def one_class(given: Candidates, budget: int, repeats: int) -> list[measure.Row]
 def one_problem(given: Candidates, budget: int) -> measure.Row:
     """Time and memory where all samples are one class, from a process of its own."""
     with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+        assert isinstance(given.atoms, FactoredGradients)
         torch.save(given.atoms.blocks, file.name)
         command = [sys.executable, "-m", "benchmarks.craig", "--alone", file.name, str(budget)]
         result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

@@ -41,8 +41,8 @@ def main() -> None:
         optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
 
         def run() -> None:
-            for x, y in loader:  # type: ignore[misc]
-                loss = criterion(model(x.to(device)), y.to(device))  # type: ignore[has-type]
+            for x, y in loader:
+                loss = criterion(model(x.to(device)), y.to(device))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

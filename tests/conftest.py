@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import numpy as np
@@ -12,6 +13,11 @@ from hypothesis import settings
 # The first example of a test can take long, where the machine is busy or torch loads something.
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.load_profile("same")
+
+# Each of several workers, and what it starts, has one core.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)

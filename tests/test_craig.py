@@ -15,8 +15,8 @@ from torch.utils.data import TensorDataset
 
 from adaptive_subset import CRAIG, CRAIGPB, Candidates, Selector, Validation
 from adaptive_subset.gradients.factored import FactoredGradients
+from adaptive_subset.gradients.protocol import Index
 from adaptive_subset.strategies.craig import _GradientDistances, gradient_distances
-from adaptive_subset.strategies.solvers import facility_location as facility
 from adaptive_subset.strategies.solvers.facility_location import Medoids, Stored, facility_location
 
 
@@ -146,7 +146,7 @@ class Counted(Stored):
 
     read, largest = 0, 0
 
-    def tile(self, rows: facility.Index, columns: facility.Index) -> Tensor:
+    def tile(self, rows: Index, columns: Index) -> Tensor:
         tile = super().tile(rows, columns)
         Counted.read += tile.numel()
         Counted.largest = max(Counted.largest, tile.numel())
@@ -282,7 +282,7 @@ def test_medoids_are_near_to_the_validation_samples() -> None:
 def test_mini_batches_are_compared_by_their_mean_gradient() -> None:
     given = Candidates(40, gradients(40))
     choice = CRAIGPB(batch_size=4).select(given, 12, seed=0, epoch=0)
-    assert given.gradients is not None
+    assert isinstance(given.gradients, FactoredGradients)
     means = dense(given.gradients)[choice.positions.numpy()].reshape(3, 4, -1).mean(1)
     assert len(np.unique(means.round(9), axis=0)) == 3
     assert (choice.weights.view(3, 4) == choice.weights.view(3, 4)[:, :1]).all()

@@ -193,6 +193,7 @@ def test_sharpness_aware_steps() -> None:
         criterion(net(x), y).backward()
         with torch.no_grad():
             for p in net.parameters():
+                assert p.grad is not None
                 p.add_(0.05 * p.grad)
         agree(net, criterion(net(x), y), x)
 
@@ -299,6 +300,11 @@ def test_conversions_in_the_loop(name: str) -> None:
     agree(net, WeightedLoss(CRITERION)(net(x), changed), x, labels)
 
 
+def assign_rows(y: Tensor) -> Tensor:
+    y[:] = torch.tensor(y.tolist()[::-1])
+    return y
+
+
 LOUD: dict[str, Callable[[Tensor], Tensor]] = {
     "mixing labels": lambda y: 0.3 * F.one_hot(y, CLASSES) + 0.7 * F.one_hot(y.flip(0), CLASSES),
     "adding labels": lambda y: (y + y.flip(0)) % CLASSES,
@@ -309,7 +315,7 @@ LOUD: dict[str, Callable[[Tensor], Tensor]] = {
     "concatenating with plain labels": lambda y: torch.cat([y[:2], torch.zeros(3).long()]),
     "overwriting rows with others": lambda y: y.copy_(y.flip(0)),
     "overwriting rows with plain ones": lambda y: y.copy_(torch.tensor([0, 0, 1, 2, 1])),
-    "assigning rows": lambda y: (y.__setitem__(slice(None), torch.tensor(y.tolist()[::-1])), y)[1],
+    "assigning rows": assign_rows,
     "writing through a view": lambda y: (y[1:3].fill_(2), y)[1],
     "where": lambda y: torch.where(y > 1, 0, y),
 }

@@ -103,6 +103,7 @@ def test_counters_for_root_only_are_one_line(
         energy.Meter()
 
 
+@pytest.mark.slow
 def test_the_comparison_reports_energy(
     energy: ModuleType, counters: Counters, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -259,7 +259,10 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def test_comparison_end_to_end_and_resumed(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_comparison_end_to_end_and_resumed(
+    train: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--epochs", 2, "--every", 1, "--seeds", 0, "--out", tmp_path, "--data", "digits"]
     methods = ["full", "random", "fresh-random", "gradmatch"]
     first = run(*arguments)
@@ -287,9 +290,8 @@ def test_comparison_end_to_end_and_resumed(tmp_path: Path) -> None:
     # A killed job, resumed: only the run that is missing is repeated.
     (missing,) = (tmp_path / "finished").glob("random-seed0-*")
     missing.unlink()
-    second = run(*arguments, "--methods", *methods, "gradmatch-pb-warm")
-    assert second.returncode == 0, second.stderr
-    lines = [line for line in second.stdout.splitlines() if "seed 0" in line]
+    train.main([*map(str, arguments), "--methods", *methods, "gradmatch-pb-warm"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "seed 0" in line]
     assert [line.split(",")[0] for line in lines if "done before" not in line] == [
         "random",
         "gradmatch-pb-warm",
@@ -300,8 +302,8 @@ def test_comparison_end_to_end_and_resumed(tmp_path: Path) -> None:
     assert again["runs"]["random"][0]["accuracy"] == results["runs"]["random"][0]["accuracy"]
 
     # Other settings are other runs.
-    third = run(*arguments, "--fraction", 0.2, "--methods", "random")
-    assert "done before" not in third.stdout
+    train.main([*map(str, arguments), "--fraction", "0.2", "--methods", "random"])
+    assert "done before" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -333,6 +335,7 @@ def test_a_wrong_command_line_is_one_clear_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_missing_extra_of_the_report(tmp_path: Path) -> None:
     (tmp_path / "matplotlib.py").write_text("raise ImportError('gone', name='matplotlib')")
     code = f"import runpy, sys; sys.path[:0] = [{str(tmp_path)!r}, {str(EXAMPLES)!r}]; " \

@@ -114,8 +114,9 @@ def test_each_class_is_chosen_for_by_itself() -> None:
     selector = Selector(train, GLISTER(), validation=validation, **options)
     indices = selector.select(net(3), 0).indices.tolist()
     for label in range(3):
-        own = [TensorDataset(*data[label::3]) for data in (train, validation)]
-        picks = written_out(net(3), nn.CrossEntropyLoss(), *own, 4, lr=5.0, picks=1)
+        own, held_out = (TensorDataset(*data[label::3]) for data in (train, validation))
+        criterion = nn.CrossEntropyLoss()
+        picks = written_out(net(3), criterion, own, held_out, 4, lr=5.0, picks=1)
         assert [i for i in indices if i % 3 == label] == [label + 3 * i for i in picks]
 
 

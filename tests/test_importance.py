@@ -73,6 +73,7 @@ def test_equal_weights_are_biased_towards_what_is_large() -> None:
 
 def test_what_is_uniform_has_uniform_weights() -> None:
     pool = candidates()
+    assert isinstance(pool.atoms, FactoredGradients)
     zero = FactoredGradients([(0 * d, h) for d, h in pool.atoms.blocks])
     for strategy, given_pool in (
         (GradientNorm(uniform=1.0), pool),
@@ -109,6 +110,15 @@ def test_chances_follow_the_losses(uniform: float) -> None:
     assert float(expected.max()) < 1
     found = frequencies(losses, LossSampling(uniform=uniform))
     torch.testing.assert_close(found, expected, rtol=0, atol=0.04)
+
+
+def test_chances_are_in_proportion_to_losses_far_from_zero() -> None:
+    losses = 1 + torch.rand(N, generator=torch.Generator().manual_seed(0))
+    strategy = LossSampling(uniform=0.2, unbiased=True)
+    choice = strategy.select(Candidates(N, losses=losses), BUDGET, seed=0, epoch=0)
+    losses = losses.double()
+    chances = BUDGET * (0.8 * losses / losses.sum() + 0.2 / N)
+    torch.testing.assert_close(choice.weights, 1 / chances[choice.positions])
 
 
 def test_what_was_not_trained_on_counts_with_the_mean() -> None:

@@ -28,7 +28,7 @@ def looped_gradients(
         criterion(model(x[i : i + 1]), y[i : i + 1]).backward()
         parts = []
         for name in heads:
-            module = model.get_submodule(name)
+            module: Any = model.get_submodule(name)
             matrix = module.weight.grad.flatten(1)
             if module.bias is not None:
                 matrix = torch.cat([matrix, module.bias.grad[:, None]], 1)

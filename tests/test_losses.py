@@ -207,6 +207,7 @@ def test_the_wrapper_has_the_state_of_the_criterion() -> None:
     assert loss.label_smoothing == 0.1
     assert list(nn.ModuleDict({"loss": loss}).state_dict()) == ["loss.weight"]
     loss.load_state_dict({"weight": torch.ones(C)})
+    assert criterion.weight is not None
     assert torch.equal(criterion.weight, torch.ones(C))
     loss.float()
     assert criterion.weight.dtype == torch.float32

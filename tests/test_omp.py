@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from sklearn.linear_model import orthogonal_mp_gram
 from torch import Tensor
 
 from adaptive_subset.strategies.solvers.atoms import DenseAtoms
-from adaptive_subset.strategies.solvers.matching_pursuit import OMPResult, _make_feasible, omp
+from adaptive_subset.strategies.solvers.matching_pursuit import _make_feasible, omp
 from tests import reference
 
 FORMS = ("primal", "dual")
@@ -30,16 +30,29 @@ def gaussian(n: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
     return matrix, matrix.sum(dim=0)
 
 
-def solve(
-    matrix: Tensor, target: Tensor, budget: int, ridge: float, **options: object
-) -> OMPResult:
+class Solution(NamedTuple):
+    """An `OMPResult` of tensors."""
+
+    support: Tensor
+    weights: Tensor
+    objective: float
+    residual: float
+    dropped: int
+
+
+def solve(matrix: Tensor, target: Tensor, budget: int, ridge: float, **options: Any) -> Solution:
     """omp on the rows of `matrix`, tensors in and out."""
     result = omp(DenseAtoms(matrix.numpy()), target.numpy(), budget, ridge=ridge, **options)
-    support, weights = (torch.from_numpy(a) for a in (result.support, result.weights))
-    return replace(result, support=support, weights=weights)
+    return Solution(
+        torch.from_numpy(result.support),
+        torch.from_numpy(result.weights),
+        result.objective,
+        result.residual,
+        result.dropped,
+    )
 
 
-def assert_sound(result: OMPResult, matrix: Tensor, budget: int, nonnegative: bool) -> None:
+def assert_sound(result: Solution, matrix: Tensor, budget: int, nonnegative: bool) -> None:
     """What holds whatever the input."""
     support, weights = result.support, result.weights
     assert support.dtype == torch.int64
@@ -117,7 +130,7 @@ def test_short_atoms_are_left_out_of_sight_and_nothing_else(nonnegative: bool) -
     lengths = 10 ** (4 * torch.rand(2000, 1, generator=generator) - 3).double()
     matrix = gaussian(2000, 12, seed=5)[0] * lengths
     target, ridge = matrix.sum(dim=0), 0.5 * float(matrix.square().sum(dim=1).mean())
-    options = {"ridge": ridge, "nonnegative": nonnegative}
+    options: dict[str, Any] = {"ridge": ridge, "nonnegative": nonnegative}
     seen = omp(Counting(matrix.numpy()), target.numpy(), 60, _form="primal", **options)
     assert sum(read) < 0.5 * 60 * 2000
     support, weights = reference.ridge_omp(

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+# The builds are shared: they happen once, where tests run on several cores.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("package")]
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -197,9 +197,8 @@ def test_a_model_compiled_in_place_is_run_uncompiled() -> None:
 def test_a_compiled_part_does_not_hide_the_head() -> None:
     body, head = nn.Sequential(nn.Linear(6, 8), nn.ReLU()), nn.Linear(8, 4)
     expected = gradients_of(nn.Sequential(body, head))
-    model = nn.Sequential(
-        torch.compile(body, backend="eager"), torch.compile(head, backend="eager")
-    )
+    compiled: list[Any] = [torch.compile(part, backend="eager") for part in (body, head)]
+    model = nn.Sequential(*compiled)
     model(X)
     torch.testing.assert_close(gradients_of(model), expected)
 
@@ -210,8 +209,15 @@ def test_a_module_with_more_than_a_child_called_module_is_no_wrapper() -> None:
     assert unwrap(model) is model
 
 
+def numpy_state() -> Any:
+    state: Any = np.random.get_state()
+    return state[1].copy()
+
+
 class Restless(nn.Module):
     """Changes all it can in a forward pass: buffers, attributes, caches, random state."""
+
+    calls: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -223,6 +229,7 @@ class Restless(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
+        assert self.norm.running_mean is not None
         self.cache["x"] = x
         self.last = x
         self.norm.running_mean = self.norm.running_mean + 1  # replaced, not updated
@@ -253,7 +260,7 @@ def test_model_and_random_state_are_left_as_found(fail: bool) -> None:
     )
     names = [sorted(vars(m)) for m in model.modules()]
     parameters = list(model.parameters())
-    random_state = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    random_state = random.getstate(), numpy_state(), torch.get_rng_state()
     if fail:
         with pytest.raises(RuntimeError, match="interrupted"):
             gradients_of(model)
@@ -272,7 +279,7 @@ def test_model_and_random_state_are_left_as_found(fail: bool) -> None:
     assert all(buffer is buffers[name] for name, buffer in model.named_buffers())
     assert model.cache == {}
     assert random.getstate() == random_state[0]
-    assert np.array_equal(np.random.get_state()[1], random_state[1])
+    assert np.array_equal(numpy_state(), random_state[1])
     assert torch.equal(torch.get_rng_state(), random_state[2])
 
 

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from adaptive_subset import (
     AdaptiveSubsetSampler,
+    Candidates,
+    Choice,
     FreshRandom,
     GradMatch,
     GradMatchPB,
@@ -20,12 +22,15 @@ from adaptive_subset import (
     LossSampling,
     Random,
     Selector,
+    Strategy,
     TaggedIndex,
     WeightedLoss,
 )
 from tests import models
 
 N = 40
+# Epochs of a few samples take less time than a selection may.
+nothing_is_saved = pytest.mark.filterwarnings("ignore:selections have taken")
 
 
 def data() -> Dataset[Any]:
@@ -45,8 +50,13 @@ def make(
     **options: Any,
 ) -> AdaptiveSubsetSampler:
     criterion = nn.CrossEntropyLoss()
-    size = {"fraction": fraction, "tolerance": tolerance}
-    selector = Selector(data(), strategy or GradMatch(), criterion=criterion, **size)
+    selector = Selector(
+        data(),
+        strategy or GradMatch(),
+        criterion=criterion,
+        fraction=fraction,
+        tolerance=tolerance,
+    )
     return AdaptiveSubsetSampler(selector, **{"every": 2, **options})
 
 
@@ -54,6 +64,7 @@ def epoch_of(sampler: AdaptiveSubsetSampler) -> list[tuple[int, float]]:
     return [(int(index), index.weight) for index in sampler if isinstance(index, TaggedIndex)]
 
 
+@nothing_is_saved
 def test_the_loop_of_the_readme_runs_as_written() -> None:
     train_set, net = data(), model()
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
@@ -77,14 +88,14 @@ def test_the_loop_of_the_readme_runs_as_written() -> None:
 
 
 def test_selects_every_r_epochs_and_once_an_epoch() -> None:
-    sampler, net = make(every=3), model()
+    sampler, net = make(Random(), every=3), model()
     made = [e for e in range(7) for _ in range(2) if sampler.maybe_reselect(net, e) is not None]
     assert made == [0, 3, 6]
     assert sampler.selection is sampler.selector.selection
 
 
 def test_a_skipped_epoch_does_not_skip_a_selection() -> None:
-    sampler, net = make(every=3), model()
+    sampler, net = make(Random(), every=3), model()
     assert [sampler.maybe_reselect(net, e) is not None for e in (1, 4, 5, 6)] == [
         True,
         True,
@@ -158,7 +169,7 @@ def test_the_warm_start_walks_through_all_data_in_shards(fraction: float) -> Non
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_warm_starts_of_nothing_and_all(share: float) -> None:
-    sampler, net = make(epochs=3, warm_start=share), model()
+    sampler, net = make(Random(), epochs=3, warm_start=share), model()
     made = [sampler.maybe_reselect(net, e) is not None for e in range(3)]
     assert made == ([True, False, True] if share == 0 else [False] * 3)
 
@@ -184,7 +195,7 @@ def test_chosen_batches_stay_together_in_the_loader() -> None:
     selection = sampler.maybe_reselect(model(), 0)
     assert selection is not None
     chosen = {tuple(batch) for batch in selection.indices.view(-1, 4).tolist()}
-    loader = DataLoader(range(N), batch_size=4, sampler=sampler)  # type: ignore[arg-type]
+    loader: DataLoader[int] = DataLoader(range(N), 4, sampler=sampler)  # type: ignore[arg-type]
     orders = []
     for epoch in range(2):
         sampler.set_epoch(epoch)
@@ -213,6 +224,24 @@ def test_resampling_repeats_samples_in_proportion_to_their_weight() -> None:
         assert float(total[index]) / 50 == pytest.approx(weight, abs=0.35)
 
 
+class OneHeavy(Strategy):
+    """The first samples; one of them has half of all weight."""
+
+    def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
+        weights = torch.ones(budget)
+        weights[3] = budget - 1.0
+        return Choice(torch.arange(budget), weights)
+
+
+def test_resampling_spreads_repeats_over_the_epoch() -> None:
+    sampler, net = make(OneHeavy(), fraction=0.5, weighting="resample", every=100), model()
+    for epoch in range(20):
+        sampler.maybe_reselect(net, epoch)
+        places = [place for place, index in enumerate(sampler) if index == 3]
+        assert 9 <= len(places) <= 11
+        assert places != list(range(places[0], places[-1] + 1))
+
+
 def test_resampling_refuses_negative_weights() -> None:
     sampler = make(weighting="resample")
     selection = sampler.maybe_reselect(model(), 0)
@@ -222,6 +251,7 @@ def test_resampling_refuses_negative_weights() -> None:
         iter(sampler)
 
 
+@nothing_is_saved
 @pytest.mark.parametrize(
     "options",
     [
@@ -268,7 +298,7 @@ def test_a_killed_run_resumes_exactly(options: dict[str, Any]) -> None:
 
 
 def test_saved_state_is_a_snapshot() -> None:
-    sampler, net = make(every=1), model()
+    sampler, net = make(FreshRandom(), every=1), model()
     sampler.maybe_reselect(net, 0)
     state = sampler.state_dict()
     before = copy.deepcopy(state)
@@ -404,16 +434,53 @@ def test_loaders_that_cannot_be_steered_are_refused() -> None:
             sampler.attach(loader)
 
 
-def test_selections_that_cost_more_than_they_save_are_reported() -> None:
-    sampler, net = make(every=1), model()
-    sampler.maybe_reselect(net, 0)
-    list(sampler)
-    with pytest.warns(UserWarning, match=r"more than the .* s that the smaller epochs saved"):
-        sampler.maybe_reselect(net, 1)
-    thrifty = make(Random(), every=1)
-    thrifty.maybe_reselect(net, 0)
-    thrifty._train_seconds = 10.0
-    assert thrifty.maybe_reselect(net, 1) is not None  # and no warning, which would be an error
+class Clock:
+    """Stands still but where the test moves it on."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Slow(Strategy):
+    """Takes a number of seconds for a selection."""
+
+    needs_gradients = True
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self.clock, self.seconds = clock, seconds
+
+    def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
+        self.clock.now += self.seconds
+        return Choice(torch.arange(budget), torch.ones(budget))
+
+
+class SlowWithoutGradients(Slow):
+    needs_gradients = False
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds", "wasteful"),
+    [(Slow, 1.4, False), (Slow, 1.6, True), (SlowWithoutGradients, 1.6, False)],
+)
+def test_selections_that_cost_more_than_they_save_are_reported(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Slow], seconds: float, wasteful: bool
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("time.perf_counter", clock)
+    sampler, net = make(kind(clock, seconds), every=1), model()
+    sampler.maybe_reselect(net, 0)  # nothing is known yet of what training costs
+    for _ in sampler:
+        clock.now += 0.1  # 1 s for a quarter of the data, 3 s less than for all
+    if wasteful:
+        message = r"have taken 3\.2 s so far, more than the 3 s that the smaller epochs saved"
+        with pytest.warns(UserWarning, match=message):
+            sampler.maybe_reselect(net, 1)
+        sampler.maybe_reselect(net, 2)  # once is enough
+    else:
+        sampler.maybe_reselect(net, 1)  # a warning would be an error
 
 
 @pytest.mark.parametrize("strategy", [GradMatch(), GradMatchPB(batch_size=4)])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from adaptive_subset import (
+    Candidates,
     Choice,
     GradMatch,
     GradMatchPB,
@@ -21,8 +22,10 @@ from adaptive_subset import (
     Selection,
     Selector,
     Strategy,
+    TaggedIndex,
     WeightedLoss,
 )
+from adaptive_subset.delivery.dataset import TaggedDataset
 from tests import models
 
 N = 40
@@ -33,6 +36,15 @@ DATA = TensorDataset(INPUTS, torch.arange(N) % 4)
 def make(strategy: Any = None, **arguments: Any) -> Selector:
     options: dict[str, Any] = {"fraction": 0.25, "criterion": nn.CrossEntropyLoss(), **arguments}
     return Selector(DATA, strategy or GradMatch(), **options)
+
+
+def gradient(model: nn.Module, weights: Tensor, rows: Tensor) -> Tensor:
+    """That of the last layer on some rows of DATA, weighted, by autograd."""
+    x, y = DATA.tensors
+    losses = nn.functional.cross_entropy(model(x[rows]), y[rows], reduction="none")
+    last = list(model.children())[-1]
+    parts = torch.autograd.grad((weights * losses).sum(), list(last.parameters()))
+    return torch.cat([part.flatten() for part in parts])
 
 
 @pytest.mark.parametrize(
@@ -101,7 +113,7 @@ def test_a_stream_is_refused() -> None:
 def test_the_smallest_subset_within_a_tolerance(strategy: Any) -> None:
     net = models.mlp()
     options = {"fraction": None, "strategy": strategy}
-    errors = {}
+    errors: dict[int, Any] = {}
     for size in range(strategy.batch_size or 1, N + 1, strategy.batch_size or 1):
         errors[size] = make(**options, budget=size).select(net, 0).relative_error
     for tolerance in (0.5, 0.2, 0.1):
@@ -125,7 +137,7 @@ def test_the_first_selection_sets_the_size_unless_it_varies() -> None:
     nets = [models.mlp(), models.mlp()]
     nets[1].load_state_dict(nets[0].state_dict())
     with torch.no_grad():
-        nets[1][-1].weight.mul_(20)  # other gradients: another size
+        nets[1].get_parameter("2.weight").mul_(20)  # other gradients: another size
     options = {"strategy": GradMatch(lam=0.01), "fraction": None, "tolerance": 0.2}
     sizes = [len(make(**options).select(net, 0)) for net in nets]
     assert sizes[0] != sizes[1]
@@ -174,15 +186,8 @@ def test_the_relative_error_is_that_of_the_whole_last_layer() -> None:
     torch.manual_seed(0)
     model = models.mlp()
     selection = make().select(model, 0)
-    x, y = DATA.tensors
-
-    def gradient(weights: Tensor, rows: Tensor) -> Tensor:
-        losses = nn.functional.cross_entropy(model(x[rows]), y[rows], reduction="none")
-        parts = torch.autograd.grad((weights * losses).sum(), list(model[2].parameters()))
-        return torch.cat([part.flatten() for part in parts])
-
-    full = gradient(torch.ones(N), torch.arange(N))
-    matched = gradient(selection.weights, selection.indices)
+    full = gradient(model, torch.ones(N), torch.arange(N))
+    matched = gradient(model, selection.weights, selection.indices)
     expected = float((matched - full).norm() / full.norm())
     assert selection.relative_error == pytest.approx(expected, rel=1e-4)
 
@@ -233,13 +238,13 @@ class Augmented(Dataset[tuple[Tensor, int]]):
 def test_gradients_come_from_the_pool(twin: Any) -> None:
     torch.manual_seed(0)
     model = models.mlp()
-    options = {"fraction": 0.25, "criterion": nn.CrossEntropyLoss()}
+    options: dict[str, Any] = {"fraction": 0.25, "criterion": nn.CrossEntropyLoss()}
     selection = Selector(Augmented(), GradMatch(), pool=twin, **options).select(model, 0)
     assert torch.equal(selection.indices, make().select(model, 0).indices)
 
 
 def test_an_augmented_dataset_without_a_twin_is_reported() -> None:
-    options = {"fraction": 0.25, "criterion": nn.CrossEntropyLoss()}
+    options: dict[str, Any] = {"fraction": 0.25, "criterion": nn.CrossEntropyLoss()}
     selector = Selector(Augmented(), GradMatch(), **options)
     with pytest.warns(UserWarning, match=r"another input each time.*pool="):
         selector.select(models.mlp(), 0)
@@ -296,16 +301,47 @@ def test_a_share_of_the_pool_is_drawn_afresh_and_passed_over_alone() -> None:
     assert set(pool.read) != set(drawn)
 
 
-def test_validation_gradients_are_matched() -> None:
+@pytest.mark.parametrize("pool_fraction", [1.0, 0.5])
+def test_validation_gradients_are_matched_at_the_count_of_the_dataset(
+    pool_fraction: float,
+) -> None:
     torch.manual_seed(0)
     model = models.mlp()
-    x, y = DATA.tensors
-    few = TensorDataset(x[:8], y[:8])
-    matched = make(validation=few, fraction=0.5).select(model, 0)
-    other = make(fraction=0.5).select(model, 0)
-    assert not torch.equal(matched.indices.sort().values, other.indices.sort().values) or (
-        not torch.equal(matched.weights, other.weights)
-    )
+    few = TensorDataset(*(column[:8] for column in DATA.tensors))
+    target = N / 8 * gradient(model, torch.ones(8), torch.arange(8))
+
+    def error(selection: Selection) -> float:
+        matched = gradient(model, selection.weights, selection.indices)
+        return float((matched - target).norm() / target.norm())
+
+    options: dict[str, Any] = {"pool_fraction": pool_fraction, "strategy": GradMatch(lam=0.01)}
+    steered = make(validation=few, **options).select(model, 0)
+    assert steered.relative_error == pytest.approx(error(steered), rel=1e-4)
+    assert error(steered) < 0.6 * error(make(**options).select(model, 0))
+
+
+class WithLosses(Strategy):
+    """Takes all candidates and keeps the losses that it was shown."""
+
+    needs_gradients = needs_losses = True
+
+    def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
+        self.seen = candidates.losses
+        return Choice(torch.arange(candidates.n), torch.ones(candidates.n))
+
+
+def test_losses_are_those_of_the_share_of_the_pool() -> None:
+    strategy, net = WithLosses(), models.mlp()
+    selector = make(strategy, fraction=0.5, pool_fraction=0.5)
+    criterion = WeightedLoss(nn.CrossEntropyLoss(), selector)
+    everything = [TaggedIndex(index, 1.0) for index in range(N)]
+    for x, y in DataLoader(TaggedDataset(DATA), batch_size=8, sampler=everything):
+        criterion(net(x), y)
+    selection = selector.select(net, 0)
+    assert len(selection) == N // 2
+    x, y = DATA[selection.indices]
+    expected = nn.functional.cross_entropy(net(x), y, reduction="none")
+    torch.testing.assert_close(strategy.seen, expected.detach())
 
 
 def test_validation_needs_labels_where_the_pool_has_them() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adaptive_subset.gradients import FactoredGradients, mini_batches
+from adaptive_subset.gradients import FactoredGradients, Gradients, mini_batches
 from adaptive_subset.gradients.look_ahead import LastLayer
 from adaptive_subset.strategies import (
     CRAIG,
@@ -221,6 +221,7 @@ def test_validation_gradients_steer_the_choice() -> None:
 def test_validation_restores_the_balance_of_the_classes() -> None:
     """An imbalanced pool with a balanced validation set: class totals follow the latter."""
     given = candidates(n=60)
+    assert given.classes is not None
     keep = torch.cat([(given.classes == 0).nonzero()[:3, 0], (given.classes != 0).nonzero()[:, 0]])
     pool = replace(permuted(given, keep), n=len(keep))
     assert given.gradients is not None
@@ -234,6 +235,7 @@ def test_validation_restores_the_balance_of_the_classes() -> None:
 
 def test_a_relative_lambda_makes_the_choice_independent_of_the_scale() -> None:
     given = candidates()
+    assert isinstance(given.atoms, FactoredGradients)
     small = FactoredGradients([(1e-4 * d, h) for d, h in given.atoms.blocks])
     choices = [
         GradMatch().select(replace(given, gradients=g), 12, seed=0, epoch=0)
@@ -243,9 +245,15 @@ def test_a_relative_lambda_makes_the_choice_independent_of_the_scale() -> None:
     torch.testing.assert_close(choices[0].weights, choices[1].weights)
 
 
-def test_the_tolerance_ends_the_matching_early() -> None:
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        GradMatch(lam=1e-3, epsilon=0.3, scope="global"),
+        GradMatchPB(lam=1e-3, epsilon=0.3, batch_size=4),
+    ],
+)
+def test_the_tolerance_ends_the_matching_early(strategy: GradMatch | GradMatchPB) -> None:
     given = candidates()
-    strategy = GradMatch(lam=1e-3, epsilon=0.3, scope="global")
     with pytest.warns(UserWarning, match="epsilon"):
         choice = strategy.select(given, 40, seed=0, epoch=0)
     assert choice.objective is not None
@@ -363,7 +371,12 @@ def test_a_search_for_a_size_builds_the_gram_of_batches_once(
 ) -> None:
     built: list[int] = []
     gram = mini_batches._gram
-    monkeypatch.setattr(mini_batches, "_gram", lambda *args: built.append(1) or gram(*args))
+
+    def counted(gradients: Gradients, members: Tensor) -> Tensor:
+        built.append(len(members))
+        return gram(gradients, members)
+
+    monkeypatch.setattr(mini_batches, "_gram", counted)
     given, strategy = candidates(n=96), GradMatchPB(batch_size=4, lam=1e-3)
     found = smallest_choice(strategy, given, 0.2, seed=0, epoch=0)
     assert len(built) == 1

@@ -165,12 +165,15 @@ def batch() -> WeightedTarget:
     ],
 )
 def test_indices_move_with_the_weights(move: Any) -> None:
-    moved = move(batch())
-    assert torch.equal(batch().weights[moved.sample_indices], moved.weights)
+    targets: Any = batch()
+    moved = move(targets)
+    assert torch.equal(targets.weights[moved.sample_indices], moved.weights)
 
 
 def test_a_target_without_an_index() -> None:
-    assert WeightedTarget(torch.zeros(3), torch.ones(3)).sample_indices.tolist() == [-1, -1, -1]
+    several = WeightedTarget(torch.zeros(3), torch.ones(3)).sample_indices
+    assert isinstance(several, Tensor)
+    assert several.tolist() == [-1, -1, -1]
     assert WeightedTarget(torch.zeros(()), 1.0).sample_indices == -1
 
 
@@ -186,11 +189,12 @@ def test_loaded_targets_know_their_indices() -> None:
     "twin", [lambda t: pickle.loads(pickle.dumps(t)), copy.copy, copy.deepcopy]
 )
 def test_copies_keep_their_weights(twin: Any) -> None:
-    again = twin(batch())
-    assert isinstance(again, WeightedTarget)
+    targets: Any = batch()
+    again: Any = twin(targets)
     assert torch.equal(again.plain(), torch.arange(4))
-    assert torch.equal(again.weights, batch().weights)
-    assert torch.equal(again.sample_indices, batch().sample_indices)
+    assert torch.equal(again.weights, targets.weights)
+    assert torch.equal(again.sample_indices, targets.sample_indices)
+    assert isinstance(again, WeightedTarget)
 
 
 def test_ordinary_uses_see_an_ordinary_tensor() -> None:
@@ -211,7 +215,7 @@ def test_ordinary_uses_see_an_ordinary_tensor() -> None:
 
 
 def test_soft_targets_keep_one_weight_a_row() -> None:
-    soft = WeightedTarget(torch.rand(4, 3), torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    soft: Any = WeightedTarget(torch.rand(4, 3), torch.tensor([0.1, 0.2, 0.3, 0.4]))
     assert torch.equal(soft[:, 1].weights, soft.weights)
     assert torch.equal(soft[[2, 0]].weights, soft.weights[[2, 0]])
     assert torch.equal(soft.flip(1).weights, soft.weights)

@@ -62,11 +62,14 @@ class DenseGradients(Gradients):
         """See `Gradients.gram_column`."""
         return self.matrix @ self.matrix[index]
 
-    def pairwise(self, other: Gradients, rows: Index, columns: Index) -> Tensor:
+    def pairwise(
+        self, other: Gradients, rows: Index, columns: Index, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """See `Gradients.pairwise`."""
         if not isinstance(other, DenseGradients):
-            return super().pairwise(other, rows, columns)
-        return self.matrix[rows].double() @ other.matrix[columns].double().T
+            return super().pairwise(other, rows, columns, dtype)
+        dtype = dtype or self.dtype
+        return self.matrix[rows].to(dtype) @ other.matrix[columns].to(dtype).T
 
     def squared_norms(self) -> Tensor:
         """See `Gradients.squared_norms`."""

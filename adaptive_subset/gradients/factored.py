@@ -137,14 +137,16 @@ class FactoredGradients(Gradients):
 
         return self._by_slice(column)
 
-    def pairwise(self, other: Gradients, rows: Index, columns: Index) -> Tensor:
+    def pairwise(
+        self, other: Gradients, rows: Index, columns: Index, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """See `Gradients.pairwise`."""
         if not isinstance(other, FactoredGradients):
-            return super().pairwise(other, rows, columns)
-        tile: Tensor | None = None
+            return super().pairwise(other, rows, columns, dtype)
+        dtype, tile = dtype or self.dtype, None
         for (d, h), (e, f) in zip(self.blocks, other.blocks, strict=True):
-            part = h[rows].double() @ f[columns].double().T
-            part.mul_(d[rows].double() @ e[columns].double().T)
+            part = h[rows].to(dtype) @ f[columns].to(dtype).T
+            part.mul_(d[rows].to(dtype) @ e[columns].to(dtype).T)
             tile = part if tile is None else tile.add_(part)
         assert tile is not None
         return tile

@@ -72,10 +72,12 @@ class BatchGradients(Gradients):
         """See `Gradients.gram_column`."""
         return self.gram[:, index]
 
-    def pairwise(self, other: Gradients, rows: Index, columns: Index) -> Tensor:
-        """See `Gradients.pairwise`."""
+    def pairwise(
+        self, other: Gradients, rows: Index, columns: Index, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """See `Gradients.pairwise`; in float64 where `other` is this."""
         if other is not self:
-            return super().pairwise(other, rows, columns)
+            return super().pairwise(other, rows, columns, dtype)
         return self.gram[rows][:, columns].clone()
 
     def squared_norms(self) -> Tensor:

@@ -88,11 +88,13 @@ class Gradients(Protocol):
     def gram_column(self, index: int) -> Tensor:
         """``⟨gⱼ, gᵢ⟩`` for all j, of shape (n,)."""
 
-    def pairwise(self, other: Gradients, rows: Index, columns: Index) -> Tensor:
+    def pairwise(
+        self, other: Gradients, rows: Index, columns: Index, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """``⟨gᵢ, g'ⱼ⟩`` for i in `rows`, j in `columns` of `other`: a tile (r, c) of the caller's.
 
-        In float64: the distance of two gradients that are close is the small difference of large
-        inner products. Here one column at a time, for gradients of any two kinds.
+        In `dtype` or more exact, by default that of these gradients. Here one column at a time,
+        for gradients of any two kinds.
 
         Raises:
             ValueError: `other` has gradients of another length.
@@ -103,7 +105,7 @@ class Gradients(Protocol):
                 "gradients of the same layer."
             )
         left, right = self.take(rows), other.take(columns)
-        tile = torch.empty(len(left), len(right), dtype=torch.float64, device=self.device)
+        tile = torch.empty(len(left), len(right), dtype=dtype or self.dtype, device=self.device)
         for j in range(len(right)):
             tile[:, j] = left.correlate(right.dense(j))
         return tile

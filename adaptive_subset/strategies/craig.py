@@ -145,20 +145,45 @@ def gradient_distances(rows: Gradients, columns: Gradients, memory: float) -> Di
 
 
 class _GradientDistances:
-    """``‖gᵢ − gⱼ‖`` of rows i and columns j, from their inner products in float64."""
+    """``‖gᵢ − gⱼ‖`` of rows i and columns j, from their inner products.
+
+    The distance of gradients that are close is a small difference of large inner products: where
+    there are such pairs, these are computed in float64.
+    """
 
     def __init__(self, rows: Gradients, columns: Gradients) -> None:
         self._columns = _fastest(columns)
         self._rows = self._columns if rows is columns else _fastest(rows)
-        self._norms = _squared_norms(self._rows), _squared_norms(self._columns)
         self.shape = len(rows), len(columns)
         self.device, self.dtype = columns.device, columns.dtype
+        self._compute_in(self.dtype)
+        if self.dtype != torch.float64 and self._some_are_close():
+            self._compute_in(torch.float64)
+
+    def _compute_in(self, dtype: torch.dtype) -> None:
+        self._in = dtype
+        # A little less: gradients that differ by the rounding of theirs only are at distance 0.
+        rounding = 32 * torch.finfo(dtype).eps
+        if dtype != self.dtype:
+            rounding = (8 * torch.finfo(self.dtype).eps) ** 2
+        norms = _squared_norms(self._rows, dtype), _squared_norms(self._columns, dtype)
+        self._norms = norms[0] * (1 - rounding), norms[1] * (1 - rounding)
+
+    def _some_are_close(self) -> bool:
+        """Whether float32 leaves less than two digits of a distance, by a sample of the rows."""
+        if 0 in self.shape:
+            return False
+        some = torch.linspace(0, self.shape[0] - 1, min(64, self.shape[0])).long().to(self.device)
+        squares = self.tile(some, slice(None)).square_()
+        close = squares < 1e3 * torch.finfo(self.dtype).eps * self._norms[0][some, None]
+        itself = len(some) if self._rows is self._columns else 0
+        return int(close.sum()) > itself
 
     def column(self, j: Tensor) -> Tensor:
         return self.tile(slice(None), j)[:, 0]
 
     def tile(self, rows: Index, columns: Index) -> Tensor:
-        inner = self._rows.pairwise(self._columns, rows, columns)
+        inner = self._rows.pairwise(self._columns, rows, columns, self._in)
         squares = inner.mul_(-2).add_(self._norms[1][columns]).add_(self._norms[0][rows, None])
         return squares.clamp_(min=0).sqrt_().to(self.dtype)
 
@@ -168,14 +193,13 @@ def _fastest(gradients: Gradients) -> Gradients:
     return gradients.take(slice(None)).compact()
 
 
-def _squared_norms(gradients: Gradients) -> Tensor:
-    """(n,) ``‖g‖²`` in float64, a little less.
-
-    Gradients that differ by the rounding of `dtype` only are then at distance 0.
-    """
+def _squared_norms(gradients: Gradients, dtype: torch.dtype) -> Tensor:
+    """``‖g‖²`` of shape (n,), in `dtype`."""
+    if dtype == gradients.dtype:
+        return gradients.squared_norms()
     parts = (slice(i, i + 64) for i in range(0, max(1, len(gradients)), 64))
-    norms = torch.cat([gradients.pairwise(gradients, part, part).diagonal() for part in parts])
-    return norms * (1 - max((8 * torch.finfo(gradients.dtype).eps) ** 2, 1e-14))
+    blocks = (gradients.pairwise(gradients, part, part, dtype) for part in parts)
+    return torch.cat([block.diagonal() for block in blocks])
 
 
 def _choice(
