@@ -24,15 +24,19 @@ class Selection:
             come in groups of that size, each group one chosen mini-batch.
         weights: (k,) float32 on the CPU, ``≥ 0``, in units of samples: ``Σ wᵢ gᵢ ≈ b``. ``Σ w`` is
             n for strategies that count samples; matching gradients needs less where the chosen
-            ones are larger. Training uses `loss_weights`, which have mean one.
+            ones are larger. Training uses `loss_weights`.
         epoch: the epoch for which the selection was made.
         batch_size: size of the chosen mini-batches, None where single samples were chosen.
         objective: the strategy's own objective at the solution, None where it has none.
         relative_error: ``‖Σ wᵢgᵢ − b‖ / ‖b‖`` over the whole last layer, None where no
             gradients were computed.
+        trained_error: the same of the weights that are trained with: those of mean one keep the
+            direction of the match and change its length.
         filled: how many of the k were filled in at random because the strategy stopped early.
         forward_seconds: seconds spent in the pass over the candidates.
         solver_seconds: seconds spent in the strategy.
+        unit: the weight that counts as one in the loss: ``n / k`` keeps the length of the match,
+            None, the mean of the weights, the size of the loss.
     """
 
     indices: Tensor
@@ -41,17 +45,19 @@ class Selection:
     batch_size: int | None = None
     objective: float | None = None
     relative_error: float | None = None
+    trained_error: float | None = None
     filled: int = 0
     forward_seconds: float = 0.0
     solver_seconds: float = 0.0
+    unit: float | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
 
     @property
     def loss_weights(self) -> Tensor:
-        """(k,) float32 weights with mean one over the subset: what the loss is multiplied by."""
-        return self.weights / self.weights.mean()
+        """(k,) float32, what the loss is multiplied by: the weights over `unit`."""
+        return self.weights / (self.weights.mean() if self.unit is None else self.unit)
 
     @property
     def effective_size(self) -> float:
@@ -91,9 +97,11 @@ class Selection:
         return cls(**{**state, "indices": indices, "weights": weights})
 
     def __str__(self) -> str:
-        error = "unknown" if self.relative_error is None else f"{self.relative_error:.4f}"
+        errors = (self.relative_error, self.trained_error)
+        error, trained = ("unknown" if e is None else f"{e:.4f}" for e in errors)
         return (
-            f"relative gradient error {error}, effective size {self.effective_size:.0f}, "
+            f"relative gradient error {error}, {trained} as trained with, "
+            f"effective size {self.effective_size:.0f}, "
             f"{self.filled} filled at random, "
             f"{self.forward_seconds:.2f} s forward, {self.solver_seconds:.2f} s solver"
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sized
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,10 @@ class Selector:
             pass costs that much less, or can come that much more often.
         validation: a dataset or iterable of batches whose gradient is matched instead of that of
             the pool (`isValid` in the paper's Algorithm 1), for imbalanced or noisy training data.
+        weights: "mean-one" makes the weights of the loss have mean one over the subset, so that a
+            learning rate found without it stays about right; "matched" keeps the length of the
+            matched gradient, so that an epoch's steps add up to those of an epoch on all data. They
+            differ where ``Σ w`` is not n, as for GRAD-MATCH (see `Selection.trained_error`).
         seed: of everything random in a selection.
         source: a `GradientSource` of your own in place of the one that `pool` and the following
             describe.
@@ -81,6 +86,7 @@ class Selector:
         pool: Dataset[Any] | Iterable[Any] | None = None,
         pool_fraction: float = 1.0,
         validation: Dataset[Any] | Iterable[Any] | None = None,
+        weights: Literal["mean-one", "matched"] = "mean-one",
         seed: int = 0,
         source: GradientSource | None = None,
         **reading: Unpack[Reading],
@@ -97,6 +103,8 @@ class Selector:
                 f"`strategy` must be one of {', '.join(STRATEGIES)}, or an instance of a Strategy "
                 f"such as GradMatch(), got {strategy!r}."
             )
+        if weights not in ("mean-one", "matched"):
+            raise ValueError(f'`weights` must be "mean-one" or "matched", got {weights!r}.')
         if source is not None and (pool is not None or reading):
             raise ValueError(
                 "`source` must come alone, since it says what is read and how, got "
@@ -117,6 +125,7 @@ class Selector:
         source = source or GradientSource(dataset if pool is None else pool, **reading)
         self.pool = CandidatePool(n, source, fraction=pool_fraction, validation=validation)
         self.pool.check(strategy, self.sizing.budget)
+        self.weights = weights
         self.seed = seed
         self.selection: Selection | None = None
         self.losses = LossRecord(n) if strategy.needs_losses else None
@@ -197,16 +206,21 @@ class Selector:
             budget = candidates.n if size is None else size
             choice = self.strategy.choose(candidates, budget, seed=self.seed, epoch=epoch)
         weights = choice.weights.detach().to("cpu", torch.float32) * (len(self) / candidates.n)
+        matched, error = self.weights == "matched", candidates.relative_error(choice)
+        of_mean_one = choice.weights * (candidates.n / choice.weights.sum())
+        trained = replace(choice, weights=of_mean_one)
         selection = Selection(
             indices=indices[choice.positions.cpu()],
             weights=weights,
             epoch=epoch,
             batch_size=choice.batch_size,
             objective=choice.objective,
-            relative_error=candidates.relative_error(choice),
+            relative_error=error,
+            trained_error=error if matched else candidates.relative_error(trained),
             filled=choice.filled,
             forward_seconds=forward_seconds,
             solver_seconds=time.perf_counter() - start - forward_seconds,
+            unit=len(self) / len(weights) if matched else None,
         )
         logger.info(
             "epoch %d: selected %d of %d samples, %s", epoch, len(selection), len(self), selection
@@ -242,6 +256,7 @@ class Selector:
             "size_varies": self.sizing.varies,
             "strategy": repr(self.strategy),
             "pool_fraction": self.pool.fraction,
+            "weights": self.weights,
             "seed": self.seed,
         }
 

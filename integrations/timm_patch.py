@@ -254,9 +254,8 @@ class SubsetTraining:
         self._logger.info(
             f"Subset: {selection.epoch} [{size:>4d}/{total} ({100.0 * size / total:>3.0f}%)]  "
             f"Error: {'unknown' if error is None else format(error, '#.3g')}  "
-            f"Effective: {selection.effective_size:.0f}  Filled: {selection.filled}  "
-            f"Time: {selection.seconds:.3f}s "
-            f"({selection.forward_seconds:.3f}s forward, {selection.solver_seconds:.3f}s solver)"
+            f"Effective: {selection.effective_size:.0f}  Filled: {selection.filled}  Time: "
+            f"{selection.forward_seconds:.3f}s forward, {selection.solver_seconds:.3f}s solver"
         )
         if getattr(self._args, "log_wandb", False) and getattr(self._module, "has_wandb", False):
             figures = {f"subset_{k}": v for k, v in selection.summary().items() if v is not None}

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 from adaptive_subset import (
     Candidates,
     Choice,
+    FreshRandom,
     GradMatch,
     GradMatchPB,
     InfoBatch,
@@ -26,6 +27,7 @@ from adaptive_subset import (
     WeightedLoss,
 )
 from adaptive_subset.delivery.dataset import TaggedDataset
+from adaptive_subset.gradients import GradientSource
 from tests import models
 
 N = 40
@@ -399,3 +401,26 @@ def test_the_result_does_not_depend_on_batch_size_or_workers() -> None:
     other = make(batch_size=7, num_workers=2).select(model, 0)
     assert torch.equal(first.indices, other.indices)
     torch.testing.assert_close(first.weights, other.weights, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("strategy", [GradMatch(), GradMatch(scope="global"), FreshRandom()])
+def test_weights_have_mean_one_or_the_length_of_the_match(strategy: Strategy) -> None:
+    """``(n/k) Σ uᵢgᵢ`` with the loss weights u, against the gradient of all data."""
+    net = models.mlp()
+    pool = GradientSource(DATA).read(net, nn.CrossEntropyLoss()).gradients
+    errors = {}
+    for weights in ("mean-one", "matched"):
+        selection = make(strategy=strategy, weights=weights).select(net, 0)
+        given = selection.loss_weights * (N / len(selection))
+        difference = pool.sum(given, selection.indices) - pool.sum()
+        errors[weights] = float(difference.norm() / pool.sum().norm())
+        if strategy.needs_gradients:
+            assert selection.trained_error == pytest.approx(errors[weights], rel=1e-4)
+        if weights == "mean-one":
+            assert float(selection.loss_weights.mean()) == pytest.approx(1)
+        elif strategy.needs_gradients:
+            assert selection.relative_error == pytest.approx(errors[weights], rel=1e-4)
+    if strategy.needs_gradients:
+        assert errors["matched"] < 0.8 * errors["mean-one"]
+    else:
+        assert errors["matched"] == pytest.approx(errors["mean-one"], rel=1e-4)

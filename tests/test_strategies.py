@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -76,6 +77,11 @@ def candidates(n: int = 48, classes: int = 3, p: int = 10, seed: int = 0) -> Can
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none").float()
     gradients = FactoredGradients([(delta, features)])
     return Candidates(n, gradients, labels, losses=losses, last_layer=layer)
+
+
+def blocks(given: Candidates) -> Sequence[tuple[Tensor, Tensor]]:
+    assert isinstance(given.atoms, FactoredGradients)
+    return given.atoms.blocks
 
 
 def permuted(given: Candidates, order: Tensor) -> Candidates:
@@ -158,7 +164,7 @@ def test_matching_beats_random_subsets(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in GRADIENTS if "norm" not in name])
 def test_zero_gradients_fill_up_at_random_with_a_warning(name: str) -> None:
     given = candidates()
-    zero = FactoredGradients([(0 * d, h) for d, h in given.atoms.blocks])
+    zero = FactoredGradients([(0 * d, h) for d, h in blocks(given)])
     with pytest.warns(UserWarning, match=r"filled up with (12|3) random ones"):
         choice = EVERY[name].select(replace(given, gradients=zero), 12, seed=0, epoch=0)
     assert choice.filled == 12
@@ -190,7 +196,7 @@ def test_a_class_of_one_and_more_classes_than_budget(name: str) -> None:
 @pytest.mark.parametrize("name", [*MATCHING, *(name for name in GRADIENTS if "craig" in name)])
 def test_float32_agrees_with_float64(name: str) -> None:
     given = candidates()
-    single = FactoredGradients([(d.float(), h.float()) for d, h in given.atoms.blocks])
+    single = FactoredGradients([(d.float(), h.float()) for d, h in blocks(given)])
     exact = EVERY[name].select(given, 12, seed=0, epoch=0)
     rounded = EVERY[name].select(replace(given, gradients=single), 12, seed=0, epoch=0)
     assert exact.objective is not None
@@ -235,8 +241,7 @@ def test_validation_restores_the_balance_of_the_classes() -> None:
 
 def test_a_relative_lambda_makes_the_choice_independent_of_the_scale() -> None:
     given = candidates()
-    assert isinstance(given.atoms, FactoredGradients)
-    small = FactoredGradients([(1e-4 * d, h) for d, h in given.atoms.blocks])
+    small = FactoredGradients([(1e-4 * d, h) for d, h in blocks(given)])
     choices = [
         GradMatch().select(replace(given, gradients=g), 12, seed=0, epoch=0)
         for g in (given.gradients, small)
