@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adaptive_subset import WeightedLoss, WeightedTarget
 from adaptive_subset.delivery.weighted_loss import weighted_loss
+from adaptive_subset.gradients import per_sample
+from adaptive_subset.gradients.loss_batch import LossBatch
 from adaptive_subset.gradients.per_sample import per_sample_losses
 
 N, C = 6, 4
@@ -99,7 +100,7 @@ def test_weighted_losses_and_gradients_are_exact(name: str) -> None:
     output = OUTPUT.clone().requires_grad_()
     losses = written_out(name, output)
     expected = (WEIGHTS * losses).sum() / divisor
-    found, unweighted = weighted_loss(criterion, output, target, WEIGHTS)
+    found, unweighted = weighted_loss(criterion, WEIGHTS, output, target)
     torch.testing.assert_close(unweighted, losses)
     torch.testing.assert_close(per_sample_losses(criterion, output, target), losses)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
@@ -120,13 +121,121 @@ def test_weights_of_one_give_the_bare_criterion(name: str, dtype: torch.dtype) -
     target = target.to(dtype) if target.is_floating_point() else target
     output = OUTPUT.to(dtype)
     torch.testing.assert_close(
-        weighted_loss(criterion, output, target, torch.ones(N))[0], criterion(output, target)
+        weighted_loss(criterion, torch.ones(N), output, target)[0], criterion(output, target)
     )
+
+
+def _reduced(kind: Any, **options: Any) -> Any:
+    return [kind(reduction=reduction, **options) for reduction in ("mean", "sum")]
+
+
+def _ignoring(output: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """A function of the user's that ignores a label, in whatever dtype."""
+    return F.cross_entropy(output, target, ignore_index=2, reduction=reduction)
+
+
+#: kind of target → criteria for it, with the torch function that adds up a single sample's terms
+RANDOM: dict[str, list[Any]] = {
+    "labels": [
+        *_reduced(nn.CrossEntropyLoss),
+        *_reduced(nn.CrossEntropyLoss, ignore_index=1),
+        *_reduced(nn.CrossEntropyLoss, ignore_index=1, label_smoothing=0.2),
+        *_reduced(nn.CrossEntropyLoss, weight=CLASS_WEIGHTS, label_smoothing=0.2),
+        *_reduced(nn.CrossEntropyLoss, weight=CLASS_WEIGHTS, ignore_index=0),
+        *_reduced(nn.MultiMarginLoss, weight=CLASS_WEIGHTS),
+        _ignoring,
+        functools.partial(F.cross_entropy, ignore_index=3),
+    ],
+    "soft": [
+        *_reduced(nn.CrossEntropyLoss, weight=CLASS_WEIGHTS),
+        *_reduced(nn.KLDivLoss),
+        nn.KLDivLoss(reduction="batchmean"),
+        *_reduced(nn.BCEWithLogitsLoss, weight=CLASS_WEIGHTS),
+    ],
+    "real": [
+        *_reduced(nn.MSELoss),
+        *_reduced(nn.HuberLoss, delta=0.3),
+        *_reduced(nn.SmoothL1Loss, beta=0.3),
+        *_reduced(nn.PoissonNLLLoss),
+        functools.partial(F.smooth_l1_loss, beta=0.5),
+    ],
+}
+
+
+def _double(criterion: Any) -> Any:
+    return criterion.double() if isinstance(criterion, nn.Module) else criterion
+
+
+def divided_sum(criterion: Any, output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Σ wᵢ ℓᵢ / Z in float64: each ℓᵢ from a sum over one row, Z from losses that cannot cancel."""
+    criterion = _double(copy.deepcopy(criterion))
+    if isinstance(criterion, nn.Module):
+        alone = copy.deepcopy(criterion)
+        alone.reduction = "sum"
+    else:
+        alone = functools.partial(criterion, reduction="sum")
+    rows = [alone(output[i : i + 1], target[i : i + 1]) for i in range(len(output))]
+    losses = torch.stack(rows)
+    divisor = (losses.sum() / criterion(output, target)).detach()
+    return torch.dot(weights.double(), losses) / divisor
+
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("kind", RANDOM)
+def test_random_losses_are_exact_in_every_dtype(kind: str, dtype: torch.dtype, seed: int) -> None:
+    torch.manual_seed(seed)
+    n = int(torch.randint(2, 40, ()))
+    output = torch.randn(n, C).to(dtype)
+    weights = torch.rand(n) + 0.1
+    target = {
+        "labels": torch.randint(C, (n,)).index_fill(0, torch.tensor(0), 2).roll(1),
+        "soft": torch.rand(n, C).softmax(1).to(dtype),
+        "real": torch.randn(n, C).to(dtype),
+    }[kind]
+    if kind == "labels":
+        target[0] = 3 if seed % 2 else 0  # something is left for every rule that ignores a label
+        target[-1] = 1
+    for bare in RANDOM[kind]:
+        if isinstance(bare, nn.MultiMarginLoss) and dtype.itemsize < 4:
+            continue  # torch itself has none
+        criterion = copy.deepcopy(bare)
+        criterion = criterion.to(dtype) if isinstance(criterion, nn.Module) else criterion
+        found_at = output.clone().requires_grad_()
+        found, losses = weighted_loss(criterion, weights, found_at, target)
+        found.backward()
+        wanted_at = output.double().clone().requires_grad_()
+        wide = target.double() if target.is_floating_point() else target
+        wanted = divided_sum(criterion, wanted_at, wide, weights)
+        wanted.backward()
+        tolerance = TOLERANCE[dtype]
+        assert found_at.grad is not None
+        assert wanted_at.grad is not None
+        assert losses.shape == (n,)
+        assert found.dtype == criterion(output, target).dtype
+        largest = float(wanted_at.grad.abs().max())
+        torch.testing.assert_close(
+            found.double(),
+            wanted,
+            rtol=tolerance,
+            atol=tolerance,
+            msg=lambda m, b=bare: f"{b}: {m}",
+        )
+        torch.testing.assert_close(
+            found_at.grad.double(),
+            wanted_at.grad,
+            rtol=tolerance,
+            atol=tolerance * largest,
+            msg=lambda m, b=bare: f"gradient of {b}: {m}",
+        )
 
 
 def test_a_criterion_that_is_zero_gives_zero() -> None:
     target = REAL.clone().requires_grad_()
-    loss, _ = weighted_loss(nn.MSELoss(), target, REAL, WEIGHTS)
+    loss, _ = weighted_loss(nn.MSELoss(), WEIGHTS, target, REAL)
     loss.backward()
     assert float(loss.detach()) == 0
     assert target.grad is not None
@@ -138,14 +247,14 @@ def test_losses_that_cancel_keep_their_gradient() -> None:
         return (output * target).mean(1).mean()
 
     output = torch.tensor([[1.0], [-1.0], [2.0], [-2.0 + 1e-7]], requires_grad=True)
-    loss, _ = weighted_loss(signed, output, torch.ones(4, 1), torch.ones(4))
+    loss, _ = weighted_loss(signed, torch.ones(4), output, torch.ones(4, 1))
     (gradient,) = torch.autograd.grad(loss, output)
     torch.testing.assert_close(gradient, torch.full((4, 1), 0.25))
 
 
 def test_no_reduction_gives_the_weighted_losses() -> None:
     criterion = nn.MSELoss(reduction="none")
-    found, losses = weighted_loss(criterion, OUTPUT, REAL, WEIGHTS)
+    found, losses = weighted_loss(criterion, WEIGHTS, OUTPUT, REAL)
     squares = (OUTPUT - REAL).square()
     torch.testing.assert_close(found, squares * WEIGHTS[:, None].double())
     torch.testing.assert_close(losses, squares.sum(1))
@@ -187,9 +296,9 @@ def test_a_batch_of_one_class_does_not_hide_class_weights() -> None:
 def test_a_compiled_criterion_is_left_as_it_is() -> None:
     criterion = nn.CrossEntropyLoss()
     compiled = torch.compile(criterion, backend="eager")
-    found, _ = weighted_loss(compiled, OUTPUT, LABELS, WEIGHTS)
+    found, _ = weighted_loss(compiled, WEIGHTS, OUTPUT, LABELS)
     assert criterion.reduction == "mean"
-    torch.testing.assert_close(found, weighted_loss(criterion, OUTPUT, LABELS, WEIGHTS)[0])
+    torch.testing.assert_close(found, weighted_loss(criterion, WEIGHTS, OUTPUT, LABELS)[0])
 
 
 def test_the_criterion_is_left_as_it_is() -> None:
@@ -200,35 +309,156 @@ def test_the_criterion_is_left_as_it_is() -> None:
     assert criterion.reduction == before["reduction"] == "mean"
 
 
-def test_the_wrapper_has_the_state_of_the_criterion() -> None:
-    criterion = nn.CrossEntropyLoss(CLASS_WEIGHTS.clone(), label_smoothing=0.1)
-    loss = WeightedLoss(criterion)
-    assert list(loss.state_dict()) == list(criterion.state_dict()) == ["weight"]
-    assert loss.label_smoothing == 0.1
-    assert list(nn.ModuleDict({"loss": loss}).state_dict()) == ["loss.weight"]
-    loss.load_state_dict({"weight": torch.ones(C)})
-    assert criterion.weight is not None
-    assert torch.equal(criterion.weight, torch.ones(C))
-    loss.float()
-    assert criterion.weight.dtype == torch.float32
-    loss.eval()
-    assert not criterion.training
-    assert list(WeightedLoss(F.cross_entropy).state_dict()) == []
-    with pytest.raises(AttributeError, match="nothing"):
-        loss.nothing  # noqa: B018
+def rare_zeros(output: Tensor, target: Tensor) -> Tensor:
+    """Ignores a label, and has no `reduction` to tell."""
+    losses = F.cross_entropy(output, target, reduction="none") * (target != 0)
+    return losses.sum() / (target != 0).sum().clamp(min=1)
 
 
-def test_copies_of_the_wrapper_stand_alone() -> None:
-    loss = WeightedLoss(nn.CrossEntropyLoss(CLASS_WEIGHTS.clone()))
-    twin = copy.deepcopy(loss)
-    twin.double().criterion.weight.fill_(9)  # type: ignore[attr-defined]
-    assert not torch.equal(loss.state_dict()["weight"], twin.state_dict()["weight"])
-    assert torch.equal(twin.state_dict()["weight"], torch.full((C,), 9.0).double())
+@pytest.mark.parametrize("batches", [2, 4, 6])
+@pytest.mark.parametrize(
+    "criterion", [rare_zeros, lambda o, t: F.cross_entropy(o, t, ignore_index=0)]
+)
+def test_a_label_that_is_ignored_on_a_late_batch_is_refused(criterion: Any, batches: int) -> None:
+    criterion = functools.partial(criterion)  # one that was not seen before
+    for _ in range(batches):
+        weighted_loss(criterion, WEIGHTS, OUTPUT, LABELS.clamp(min=1))
+    with pytest.raises(ValueError, match=r"`criterion` must be a sum or mean of losses"):
+        weighted_loss(criterion, WEIGHTS, OUTPUT, LABELS)
+    for _ in range(batches):
+        per_sample_losses(criterion, OUTPUT, LABELS.clamp(min=1))
+    with pytest.raises(ValueError, match=r"`criterion` must be a sum or mean of losses"):
+        per_sample_losses(criterion, OUTPUT, LABELS)
 
 
-def test_keyword_arguments_and_single_targets() -> None:
-    loss = WeightedLoss(nn.CrossEntropyLoss())
-    tagged = WeightedTarget(LABELS, WEIGHTS)
-    torch.testing.assert_close(loss(output=OUTPUT, target=tagged), loss(OUTPUT, tagged))
-    one = WeightedTarget(LABELS[0], 2.0)
-    torch.testing.assert_close(loss(OUTPUT[0], one), 2 * F.cross_entropy(OUTPUT[0], LABELS[0]))
+def test_one_ignored_label_of_a_thousand_is_refused() -> None:
+    target = torch.ones(2000, dtype=torch.long)
+    target[7] = 0
+    output = torch.randn(2000, C)
+    with pytest.raises(ValueError, match=r"shapes \(2000, 4\) and \(2000,\)"):
+        weighted_loss(functools.partial(rare_zeros), torch.ones(2000), output, target)
+
+
+def test_small_losses_are_compared_as_well() -> None:
+    def halved(output: Tensor, target: Tensor) -> Tensor:
+        return (output - target).square().mean(1).sum() / (len(output) + 1)
+
+    with pytest.raises(ValueError, match=r"`criterion` must be a sum or mean of losses"):
+        weighted_loss(halved, WEIGHTS, 1e-5 * OUTPUT.float(), 1e-5 * REAL.float())
+
+
+def test_a_device_is_not_waited_for_and_heard_at_the_next_call() -> None:
+    record = per_sample._Record()
+    for agrees in (True, False, True):
+        record.note(torch.tensor(agrees))
+    criterion = functools.partial(focal)
+    per_sample._records[criterion] = record
+    with pytest.raises(ValueError, match=r"`criterion` must be a sum or mean of losses"):
+        weighted_loss(criterion, WEIGHTS, OUTPUT, LABELS)
+    weighted_loss(criterion, WEIGHTS, OUTPUT, LABELS)  # said once
+
+
+def test_a_batch_that_is_refused_later_has_no_value() -> None:
+    divisor, agrees = per_sample._divisor_of_samples(
+        torch.tensor(0.7), torch.ones(4), LossBatch.of(4, (torch.ones(4),), {})
+    )
+    assert divisor.isnan()
+    assert not agrees
+
+
+class MeanOfImages(nn.Module):
+    """Its mean is one of images, each over its own pixels; without reduction it gives pixels."""
+
+    reduction = "mean"
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        losses = F.cross_entropy(output, target, ignore_index=0, reduction="none")
+        if self.reduction == "none":
+            return losses
+        return (losses.sum(1) / (target != 0).sum(1)).mean()
+
+
+def test_a_mean_that_divides_sample_by_sample_is_refused() -> None:
+    target = torch.tensor([[1, 2, 3], [1, 0, 0], [1, 0, 2]])
+    with pytest.raises(ValueError, match=r"`criterion` must be a sum or mean of losses"):
+        weighted_loss(MeanOfImages(), torch.ones(3), torch.randn(3, C, 3), target)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_ignored_labels_and_class_weights(dtype: torch.dtype) -> None:
+    target = torch.tensor([0, 1, 2, 3] * 16 + [-100] * 64)
+    output, weights = torch.randn(128, C).to(dtype), torch.rand(128)
+    class_weights = torch.tensor([0.1, 1.0, 4.0, 9.0])
+    for weight in (None, class_weights.to(dtype)):
+        for criterion in (
+            nn.CrossEntropyLoss(weight),
+            functools.partial(F.cross_entropy, weight=weight),
+            type("Own", (nn.CrossEntropyLoss,), {})(weight),  # goes the general way
+        ):
+            found, _ = weighted_loss(criterion, weights, output, target)
+            wide = None if weight is None else weight.float()
+            losses = F.cross_entropy(output.float(), target, wide, reduction="none")
+            kept = target != -100
+            divisor = kept.sum() if wide is None else wide[target[kept]].sum()
+            expected = torch.dot(weights, losses) / divisor
+            torch.testing.assert_close(found, expected.to(dtype), rtol=1e-2, atol=0)
+
+
+def test_a_function_that_fails_in_float32_is_refused_by_name() -> None:
+    weight = CLASS_WEIGHTS.bfloat16()
+
+    def own(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target, weight)
+
+    with pytest.raises(ValueError, match=r"`criterion` must take float32 outputs.*got own"):
+        weighted_loss(own, WEIGHTS, OUTPUT.bfloat16(), LABELS)
+
+
+def test_autocast_does_not_round_what_is_compared() -> None:
+    table = torch.randn(C, C)
+
+    def own(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output @ table, target)
+
+    output = torch.randn(N, C)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = weighted_loss(own, WEIGHTS, output, LABELS)
+    losses = F.cross_entropy(output @ table, LABELS, reduction="none")
+    torch.testing.assert_close(found.float(), torch.dot(WEIGHTS, losses) / N, rtol=1e-5, atol=0)
+
+
+def test_torchs_own_losses_are_evaluated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    forward = nn.CrossEntropyLoss.forward
+    monkeypatch.setattr(
+        nn.CrossEntropyLoss, "forward", lambda *args: calls.append(1) or forward(*args)
+    )
+    for _ in range(4):
+        weighted_loss(nn.CrossEntropyLoss(CLASS_WEIGHTS), WEIGHTS, OUTPUT, LABELS)
+    assert len(calls) == 4
+
+
+def test_a_loss_of_torchs_that_was_changed_is_not_taken_for_torchs() -> None:
+    criterion = nn.CrossEntropyLoss()
+    criterion.register_forward_pre_hook(lambda _, args: (args[0], args[1].where(args[1] > 0, -100)))
+    found, _ = weighted_loss(criterion, WEIGHTS, OUTPUT, LABELS)
+    losses = F.cross_entropy(OUTPUT, LABELS, ignore_index=0, reduction="none")
+    torch.testing.assert_close(found, torch.dot(WEIGHTS.double(), losses) / 4)
+
+
+def test_a_criterion_compiled_in_place_is_left_as_it_is() -> None:
+    criterion = nn.CrossEntropyLoss(CLASS_WEIGHTS)
+    expected = weighted_loss(criterion, WEIGHTS, OUTPUT, LABELS)[0]
+    criterion.compile(backend="eager")
+    torch.testing.assert_close(weighted_loss(criterion, WEIGHTS, OUTPUT, LABELS)[0], expected)
+    composite = Composite()
+    composite.compile(backend="eager")
+    torch.testing.assert_close(
+        weighted_loss(composite, WEIGHTS, OUTPUT, LABELS)[0],
+        weighted_loss(Composite(), WEIGHTS, OUTPUT, LABELS)[0],
+    )
+    compiled = torch.compile(focal, backend="eager")
+    torch.testing.assert_close(
+        weighted_loss(compiled, WEIGHTS, OUTPUT, LABELS)[0],
+        weighted_loss(focal, WEIGHTS, OUTPUT, LABELS)[0],
+    )

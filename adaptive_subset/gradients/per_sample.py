@@ -2,35 +2,55 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import weakref
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Criterion = Callable[..., Tensor]
+from adaptive_subset.gradients.loss_batch import Criterion, LossBatch
+from adaptive_subset.gradients.torch_losses import torch_losses
+from adaptive_subset.gradients.twin import twin
+
+__all__ = ["Criterion", "losses_and_divisor", "per_sample_losses", "sums_of_rows"]
 
 
 @dataclass
 class _Record:
-    """What is known of a criterion: batches on which it passed the check, the way to single losses.
+    """What is known of a criterion.
 
-    The check is repeated on batch 1, 2, 4, 8, …: a first batch of one class, say, would hide that a
-    criterion divides by class weights.
+    Args:
+        batches: how many it was seen on. Samples are checked for coupling on batch 1, 2, 4, 8, ….
+        way: to the losses of single samples.
+        lasts: whether there will be a next call that finds it.
+        failed: whether a batch was another number than its samples, on the GPU.
+        heard: the same in pinned memory. Nobody waits for the copy: it is read at the next call,
+            and only ever changes to True.
     """
 
-    passed: int = 0
+    batches: int = 0
     way: int = 0
+    lasts: bool = True
+    failed: Tensor | None = None
+    heard: Tensor | None = None
 
     def is_due(self) -> bool:
-        return self.passed & (self.passed - 1) == 0
+        self.batches += 1
+        return self.batches & (self.batches - 1) == 0
+
+    def note(self, agrees: Tensor) -> None:
+        failed = ~agrees
+        self.failed = failed if self.failed is None else self.failed.to(failed.device) | failed
+        if self.heard is None:
+            self.heard = torch.zeros((), dtype=torch.bool, pin_memory=failed.is_cuda)
+        self.heard.copy_(self.failed, non_blocking=True)
 
 
+_YES = torch.tensor(True)
 _records: weakref.WeakKeyDictionary[Any, _Record] = weakref.WeakKeyDictionary()
 
 
@@ -38,97 +58,229 @@ def per_sample_losses(criterion: Criterion, output: Tensor, target: Tensor) -> T
     """ℓ of shape (n,), differentiable in `output`: what each sample adds to a summed loss.
 
     A criterion with a `reduction` (an attribute or an argument) is evaluated with "none", and what
-    is behind the batch dimension is added up; class weights and ignored labels are in ℓ then. Any
-    other one is evaluated on batches of one by `torch.func.vmap`, or in a loop where vmap cannot.
-    That samples do not depend on one another is checked when a criterion is first seen.
+    is behind the batch dimension is added up; class weights and ignored labels are in ℓ then. That
+    samples do not depend on one another is checked on batches 1, 2, 4, 8, …, unless the criterion
+    is one of torch's own. Any other criterion is evaluated on batches of one by
+    `torch.func.vmap`, or in a loop where vmap cannot, and the value of every batch is compared
+    with theirs. Outputs in half precision are taken to float32 first, outside autocast.
 
     Args:
-        criterion: ``criterion(output, target)``, a module or a function; it is left as it is.
+        criterion: ``criterion(output, target)``, a module or a function; it is left as it is, its
+            buffers and counters too.
         output: (n, …) what the model returns.
         target: (n, …).
 
     Raises:
         ValueError: the criterion couples samples, or divides by something else than their number
-            and has no `reduction` to switch that off.
+            and has no `reduction` to switch that off; or targets would broadcast.
     """
-    return unreduced_losses(criterion, output, target)[0]
+    if (known := torch_losses(criterion, (output, target), {})) is not None:
+        return sums_of_rows(known[0])
+    if len(output) == 0:
+        return output.flatten(1).sum(1)
+    batch = LossBatch.of(len(output), (output, target), {})
+    snapshot = twin(criterion)
+    with torch.no_grad():
+        value = batch.evaluate(twin(snapshot)).sum()
+    losses, _ = losses_and_divisor(criterion, snapshot, batch, value, wait=True)
+    return losses
 
 
-def unreduced_losses(criterion: Criterion, output: Tensor, target: Tensor) -> tuple[Tensor, int]:
-    """`per_sample_losses`, and the number of terms that a mean over all of them divides by."""
+def losses_and_divisor(
+    criterion: Criterion, snapshot: Criterion, batch: LossBatch, value: Tensor, *, wait: bool
+) -> tuple[Tensor, Tensor]:
+    """ℓ of shape (n,) and the Z of ``criterion = Σ ℓᵢ / Z``, for a criterion that nobody knows.
+
+    Args:
+        criterion: the loss.
+        snapshot: a `twin` of it, of before it was evaluated on `batch`.
+        batch: what it was evaluated on.
+        value: what came out, without a graph.
+        wait: raise at once for a criterion that couples samples. Otherwise, on a GPU, Z is NaN and
+            the next call raises, so that no step waits for the device.
+    """
     record = _record(criterion)
-    record.passed += len(output) > 1
-    check = len(output) > 1 and record.is_due()
-    unreduced = _without_reduction(criterion)
-    losses = unreduced(output, target) if unreduced is not None else None
-    # Some have a `reduction` and return a scalar all the same.
-    if unreduced is None or losses is None or losses.shape[:1] != output.shape[:1]:
-        single = _one_by_one(criterion, record, output, target)
-        if check:
-            expected = single.detach()
-            whole = criterion(output, target).detach()
-            _check(criterion, record, whole, [expected.mean(), expected.sum()])
-        return single, len(single)
-    if check:
-        half = len(output) // 2
-        part = unreduced(output[:half].detach(), target[:half])
-        _check(criterion, record, part, [losses[:half].detach()])
-    return losses.flatten(1).sum(1) if losses.ndim > 1 else losses, losses.numel()
+    if record.heard is not None and record.heard.item():
+        record.failed = record.heard = None
+        raise _coupled(criterion, batch)
+    autocast = _autocast_device(batch)
+    with nullcontext() if autocast is None else torch.autocast(autocast, enabled=False):
+        if batch.is_half or autocast is not None:
+            batch = batch.widened()
+            value = _in_float32(criterion, snapshot, batch)
+        check = batch.n > 1 and record.is_due()
+        if (each := _unreduced(snapshot, batch)) is None:
+            losses = _one_by_one(snapshot, record, batch)
+            divisor, agrees = _divisor_of_samples(value, losses.detach(), batch)
+        else:
+            losses = sums_of_rows(each)
+            divisor = _divisor(value, each.detach(), snapshot)
+            agrees = _is_sum_of_samples(snapshot, batch, losses.detach()) if check else _YES
+    if agrees.is_meta:
+        return losses, divisor
+    if agrees.is_cuda and record.lasts and not wait:
+        record.note(agrees)
+    elif not agrees:
+        record.batches = 0  # so that it fails again
+        raise _coupled(criterion, batch)
+    return losses, divisor
+
+
+def sums_of_rows(each: Tensor) -> Tensor:
+    """(n,) from (n, …), in float32 at least."""
+    each = each.to(torch.promote_types(each.dtype, torch.float32))
+    return each.flatten(1).sum(1) if each.ndim > 1 else each
 
 
 def _record(criterion: Criterion) -> _Record:
     try:
         return _records.setdefault(criterion, _Record())
     except TypeError:  # not weakly referable: checked at every call
-        return _Record()
+        return _Record(lasts=False)
 
 
-def _without_reduction(criterion: Criterion) -> Criterion | None:
-    if hasattr(criterion, "reduction"):
-        twin = copy.copy(getattr(criterion, "_orig_mod", criterion))
-        twin.reduction = "none"
-        return twin
-    if not isinstance(criterion, torch.nn.Module) and "reduction" in _parameters(criterion):
-        return functools.partial(criterion, reduction="none")
-    return None
+def _autocast_device(batch: LossBatch) -> str | None:
+    """Where autocast is at work, None where it is not."""
+    device = batch.rows[0].device.type
+    available = torch.amp.is_autocast_available(device)
+    return device if available and torch.is_autocast_enabled(device) else None
+
+
+def _in_float32(criterion: Criterion, snapshot: Criterion, batch: LossBatch) -> Tensor:
+    try:
+        with torch.no_grad():
+            value: Tensor = batch.evaluate(twin(snapshot, wide=True)).sum()
+    except RuntimeError as error:
+        raise ValueError(
+            "`criterion` must take float32 outputs, since losses are compared in float32, got "
+            f"{_name(criterion)}, which fails on them. Keep its own tensors in float32 and call it "
+            "on output.float(), or make it a module."
+        ) from error
+    return value
+
+
+def _unreduced(snapshot: Criterion, batch: LossBatch) -> Tensor | None:
+    """The losses with ``reduction="none"``, None for a criterion without."""
+    if isinstance(getattr(snapshot, "reduction", None), str):
+        evaluated = twin(snapshot, wide=True)
+        try:
+            evaluated.reduction = "none"  # type: ignore[attr-defined]
+            each = batch.evaluate(evaluated)
+        except Exception:  # it knows no "none", in whatever way it says so
+            return None
+    elif not isinstance(snapshot, torch.nn.Module) and "reduction" in _parameters(snapshot):
+        each = batch.evaluate(functools.partial(snapshot, reduction="none"))
+    else:
+        return None
+    # Some have a `reduction` and return a scalar all the same.
+    if not isinstance(each, Tensor) or each.shape[:1] != (batch.n,):
+        return None
+    if each.numel() > max(row.numel() for row in batch.rows):
+        shapes = " and ".join(str(tuple(row.shape)) for row in batch.rows)
+        raise ValueError(
+            f"`target` must have the shape of the outputs, got {shapes}, which broadcast to "
+            f"{tuple(each.shape)}. Use target.unsqueeze(1) or output.squeeze(1)."
+        )
+    return each
 
 
 def _parameters(function: Criterion) -> Any:
     try:
         return inspect.signature(function).parameters
-    except ValueError:  # some builtins have no signature
+    except (ValueError, TypeError):  # some builtins have no signature
         return ()
 
 
-def _one_by_one(criterion: Criterion, record: _Record, output: Tensor, target: Tensor) -> Tensor:
-    def single(o: Tensor, t: Tensor) -> Tensor:
-        return criterion(o[None], t[None]).sum()
+def _one_by_one(snapshot: Criterion, record: _Record, batch: LossBatch) -> Tensor:
+    def single(*rows: Tensor) -> Tensor:
+        one = batch.with_rows([row[None] for row in rows], 1)
+        loss: Tensor = one.evaluate(twin(snapshot, wide=True)).sum()
+        return loss
 
-    def loop(outputs: Tensor, targets: Tensor) -> Tensor:
-        return torch.stack([single(o, t) for o, t in zip(outputs, targets, strict=True)])
+    def loop(*rows: Tensor) -> Tensor:
+        return torch.stack([single(*row) for row in zip(*rows, strict=True)])
 
     vmap = functools.partial(torch.func.vmap, randomness="different")
     # vmap stumbles over writes in place, which `functionalize` removes, and branches on values.
     ways: list[Criterion] = [vmap(single), vmap(torch.func.functionalize(single)), loop]
     for way in ways[record.way : -1]:
         try:
-            return way(output, target)
+            return sums_of_rows(way(*batch.rows))
         except (RuntimeError, ValueError):
-            single(output[0], target[0])  # what is wrong without vmap too is the user's to see
+            single(*(row[0] for row in batch.rows))  # what is wrong without vmap too is the user's
             record.way += 1
-    return loop(output, target)
+    return sums_of_rows(loop(*batch.rows))
 
 
-def _check(criterion: Criterion, record: _Record, found: Tensor, allowed: list[Tensor]) -> None:
-    tolerance = 1e-3 if found.dtype.itemsize < 4 or found.dtype == torch.float32 else 1e-6
-    # A loss that is not finite says nothing about coupling; who uses it sees that for himself.
-    if any(torch.allclose(found, value, tolerance, tolerance, equal_nan=True) for value in allowed):
-        return
-    record.passed -= 1  # so that it fails again
-    name = getattr(criterion, "__name__", type(criterion).__name__)
-    raise ValueError(
+@torch.no_grad()
+def _divisor(value: Tensor, each: Tensor, snapshot: Criterion) -> Tensor:
+    """Z by ``Σ ℓ / value``, which is exact, but undefined at 0, and inexact where losses cancel.
+
+    So the usual case, where Z is the number of losses (or 1 for a sum), is recognised.
+    """
+    total, size = each.sum(), each.abs().sum()
+    usual = 1 if getattr(snapshot, "reduction", "mean") == "sum" else each.numel()
+    value = value.to(total)
+    is_usual = (value * usual - total).abs() <= 32 * torch.finfo(total.dtype).eps * size
+    return torch.where(is_usual, usual, total / value)
+
+
+@torch.no_grad()
+def _divisor_of_samples(value: Tensor, losses: Tensor, batch: LossBatch) -> tuple[Tensor, Tensor]:
+    """Z is n or 1, or NaN for a criterion that is neither the mean nor the sum of its samples."""
+    total, value = losses.sum(), value.to(losses)
+    rounding = _rounding(losses.abs().sum(), batch, value)
+    is_mean = (value * batch.n - total).abs() <= rounding
+    is_sum = (value - total).abs() <= rounding
+    divisor = torch.where(is_mean, batch.n, torch.where(is_sum, 1, torch.nan))
+    # A value that is not finite says nothing about coupling; who uses it sees that for himself.
+    return divisor, is_mean | is_sum | ~value.isfinite()
+
+
+def _is_sum_of_samples(snapshot: Criterion, batch: LossBatch, losses: Tensor) -> Tensor:
+    """Whether half the samples have the same losses without the others, and value is ``Σ ℓ / Z``.
+
+    The latter shows in its gradient: a mean that divides sample by sample, by their lengths say,
+    or by something that depends on the outputs, has another direction than that of ``Σ ℓ``.
+    """
+    with torch.no_grad():
+        part = batch.part(batch.n // 2)
+        alone, expected = _unreduced(snapshot, part), losses[: part.n]
+    if alone is None:
+        return torch.tensor(False)
+    difference = (sums_of_rows(alone) - expected).abs().sum()
+    agrees = ~(difference > _rounding(expected.abs().sum(), part, expected))
+    output = next((row for row in batch.rows if row.is_floating_point()), None)
+    if output is None or torch.is_inference_mode_enabled():
+        return agrees
+    with torch.enable_grad():
+        leaf = output.detach().requires_grad_()
+        batch = batch.with_rows([leaf if r is output else r.detach() for r in batch.rows], batch.n)
+        value, each = batch.evaluate(twin(snapshot, wide=True)), _unreduced(snapshot, batch)
+        if each is None or not (value.requires_grad and each.requires_grad):
+            return agrees
+        whole, total = (torch.autograd.grad(v.sum(), leaf)[0].flatten() for v in (value, each))
+    scale = torch.dot(total, whole) / torch.dot(whole, whole)  # 0 / 0 where there is no slope
+    slants: Tensor = (whole * scale - total).norm() > 1e-3 * total.norm()
+    return agrees & ~slants
+
+
+def _rounding(size: Tensor, batch: LossBatch, like: Tensor) -> Tensor:
+    """How far apart two ways of adding losses of absolute sum `size` can be."""
+    eps = torch.finfo(like.dtype).eps
+    return (1e-4 if eps > 1e-9 else 1e-6) * size + batch.n * eps * batch.magnitude()
+
+
+def _name(criterion: Criterion) -> str:
+    return str(getattr(criterion, "__name__", type(criterion).__name__))
+
+
+def _coupled(criterion: Criterion, batch: LossBatch) -> ValueError:
+    shapes = " and ".join(str(tuple(row.shape)) for row in batch.rows)
+    return ValueError(
         "`criterion` must be a sum or mean of losses that each depend on one sample, got "
-        f"{name}, whose value on a batch is another than that of its samples. A loss that couples "
-        "samples cannot be weighted; one that divides by class weights or ignores labels needs a "
-        "`reduction` attribute, as torch's own losses have."
+        f"{_name(criterion)}, whose value on a batch is another than that of its samples (for "
+        f"arguments of shapes {shapes}). A loss that couples samples cannot be weighted; one that "
+        "divides by class weights or ignores labels needs a `reduction` attribute, as torch's own "
+        "losses have."
     )

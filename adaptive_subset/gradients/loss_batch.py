@@ -1,0 +1,83 @@
+"""The arguments of a loss for one batch: tensors with a row for each sample, however nested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+Criterion = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class LossBatch:
+    """What a criterion is called with, as a flat list.
+
+    Tensors with n rows are taken to hold a row for each sample, everything else (a number, class
+    weights) to be shared by all. Where that guess is wrong the criterion's value gives it away.
+
+    Args:
+        leaves: tensors and whatever else, out of their tuples and dicts.
+        structure: how they are nested in ``(args, kwargs)``.
+        n: number of samples.
+    """
+
+    leaves: list[Any]
+    structure: TreeSpec
+    n: int
+
+    @classmethod
+    def of(cls, n: int, args: Sequence[Any], kwargs: dict[str, Any]) -> LossBatch:
+        return cls(*tree_flatten((tuple(args), kwargs)), n)
+
+    def evaluate(self, criterion: Criterion) -> Any:
+        """``criterion(*args, **kwargs)``."""
+        args, kwargs = tree_unflatten(self.leaves, self.structure)
+        return criterion(*args, **kwargs)
+
+    @property
+    def rows(self) -> list[Tensor]:
+        """The tensors that hold a row for each sample."""
+        return [leaf for leaf in self.leaves if self._has_rows(leaf)]
+
+    def _has_rows(self, leaf: Any) -> bool:
+        return isinstance(leaf, Tensor) and leaf.shape[:1] == (self.n,)
+
+    def with_rows(self, rows: Sequence[Tensor], n: int) -> LossBatch:
+        """The same with other `rows`, those of n samples."""
+        new = iter(rows)
+        leaves = [next(new) if self._has_rows(leaf) else leaf for leaf in self.leaves]
+        return replace(self, leaves=leaves, n=n)
+
+    def part(self, stop: int) -> LossBatch:
+        """The first `stop` samples, without a graph."""
+        return self.with_rows([row[:stop].detach() for row in self.rows], stop)
+
+    def floats(self) -> list[Tensor]:
+        return [
+            leaf for leaf in self.leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        ]
+
+    @property
+    def is_half(self) -> bool:
+        """Whether a tensor is in float16, bfloat16 or below."""
+        return any(leaf.dtype.itemsize < 4 for leaf in self.floats())
+
+    def widened(self) -> LossBatch:
+        """The same with float32 in the place of half precision."""
+        return replace(self, leaves=[widened(leaf) for leaf in self.leaves])
+
+    def magnitude(self) -> Tensor | float:
+        """The largest number in it: a loss that is a difference of such has their rounding."""
+        sizes = [leaf.detach().abs().amax().float() for leaf in self.floats() if leaf.numel()]
+        return torch.stack(sizes).amax() if sizes else 0.0
+
+
+def widened(value: Any) -> Any:
+    """`value`, in float32 if it is a tensor in half precision."""
+    half = isinstance(value, Tensor) and value.is_floating_point() and value.dtype.itemsize < 4
+    return value.float() if half else value
