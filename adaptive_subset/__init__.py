@@ -1,6 +1,7 @@
 """Train PyTorch models on a small, weighted, adaptively chosen subset of the data."""
 
 from adaptive_subset.delivery.dataset import TaggedDataset
+from adaptive_subset.delivery.retag import retag
 from adaptive_subset.delivery.sampler import AdaptiveSubsetSampler
 from adaptive_subset.delivery.tags import TaggedIndex, WeightedTarget
 from adaptive_subset.delivery.weighted_loss import WeightedLoss
@@ -49,4 +50,5 @@ __all__ = [
     "Validation",
     "WeightedLoss",
     "WeightedTarget",
+    "retag",
 ]

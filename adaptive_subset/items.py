@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 _NAMES = ("target", "targets", "label", "labels", "y")
@@ -25,8 +25,8 @@ def split_batch(
     if isinstance(batch, (tuple, list)):
         place = range(len(batch))[key]
         return tuple(v for i, v in enumerate(batch) if i != place), {}, batch[place]
-    fields = batch if isinstance(batch, Mapping) else vars(batch)
-    return (), {name: value for name, value in fields.items() if name != key}, fields[key]
+    names = names_of(batch)
+    return (), {name: field(batch, name) for name in names if name != key}, field(batch, key)
 
 
 def target_key(item: Any, target: int | str | None) -> Any:
@@ -35,28 +35,44 @@ def target_key(item: Any, target: int | str | None) -> Any:
     Raises:
         TypeError: it is not where `target` says, or not found without a hint.
     """
-    if isinstance(item, (tuple, list)):
-        names: Sequence[Any] = range(-len(item), len(item))
-        guesses: Sequence[Any] = [1] if len(item) == 2 else []
-    else:
-        names = list(item) if isinstance(item, Mapping) else list(getattr(item, "__dict__", ()))
-        guesses = [name for name in _NAMES if name in names]
-    if target is not None and target in names:
-        return target
-    if target is None and len(guesses) == 1:
-        return guesses[0]
-    kind, size = type(item).__name__, len(item) if isinstance(item, (tuple, list)) else list(names)
-    got = f"a {kind} of {size}" if isinstance(size, int) else f"a {kind} with {size}"
+    names = names_of(item)
+    guesses = [name for name in _NAMES if name in names]
+    if isinstance(item, (tuple, list)) and len(item) == 2:
+        guesses = [1]
+    key = target if target is not None else guesses[0] if len(guesses) == 1 else None
+    if key is not None and key in names:
+        named = isinstance(item, tuple) and isinstance(key, str)
+        return item._fields.index(key) if named else key
+    kind = type(item).__name__
+    got = (
+        f"a {kind} of {len(item)}" if isinstance(item, (tuple, list)) else f"a {kind} with {names}"
+    )
     raise TypeError(
         "`target` must say where in an item of the dataset the target is, got "
         f"target={target!r} for {got}. Pass the position, key or attribute: "
-        "Selector(..., target=...)."
+        "Selector(..., target=...). For a dataset with several targets pass that of one of them, "
+        "and give its weights to the others: WeightedTarget.like(other, y)."
     )
+
+
+def names_of(item: Any) -> list[Any]:
+    """Positions, keys of a mapping, or names of an object's attributes, in slots or not."""
+    if isinstance(item, (tuple, list)):
+        return [*range(-len(item), len(item)), *getattr(item, "_fields", ())]
+    if isinstance(item, Mapping):
+        return list(item)
+    slots = [getattr(kind, "__slots__", ()) for kind in reversed(type(item).__mro__)]
+    names = [name for some in slots for name in ((some,) if isinstance(some, str) else some)]
+    names = [name for name in names if not name.startswith("__") and hasattr(item, name)]
+    return [*names, *getattr(item, "__dict__", ())]
 
 
 def field(item: Any, key: Any) -> Any:
     """What `item` holds there."""
-    return item[key] if isinstance(item, (tuple, list, Mapping)) else getattr(item, key)
+    held = isinstance(item, (tuple, list, Mapping)) and not (
+        isinstance(item, tuple) and isinstance(key, str)
+    )
+    return item[key] if held else getattr(item, key)
 
 
 def replaced(item: Any, key: Any, value: Any) -> Any:
@@ -65,6 +81,8 @@ def replaced(item: Any, key: Any, value: Any) -> Any:
         fields = list(item)
         fields[key] = value
         return item._make(fields) if hasattr(item, "_make") else tuple(fields)
+    if isinstance(item, Mapping) and not isinstance(item, MutableMapping):
+        return {**item, key: value}
     changed = copy.copy(item)
     if isinstance(item, (list, Mapping)):
         changed[key] = value

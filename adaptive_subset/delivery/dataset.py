@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,15 @@ class TaggedDataset(Dataset[Any]):
     those of the wrapped dataset.
 
     Args:
-        dataset: items are tuples, mappings or objects that hold a numeric target.
+        dataset: whatever has ``__getitem__`` and ``__len__``; items are tuples, mappings or objects
+            that hold a numeric target. Its ``__getitems__``, if any, may also return a batch.
         target: position, key or attribute of the target. By default the second of a pair, or
             the one field called target, targets, label, labels or y.
 
     Raises:
         TypeError: on access, where no target is found or it is not numeric.
+        ValueError: on access, where a batch of the dataset's own has another number of rows, or
+            only some of its indices carry a weight.
     """
 
     def __init__(self, dataset: Any, target: int | str | None = None) -> None:
@@ -36,12 +40,24 @@ class TaggedDataset(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.__getitems__([index])[0]
+        if not isinstance(index, TaggedIndex):
+            return self.dataset[index]
+        return self._tagged(self.dataset[int(index)], index)
 
-    def __getitems__(self, indices: list[Any]) -> list[Any]:
+    def __getitems__(self, indices: list[Any]) -> Any:
         plain = [int(i) if isinstance(i, TaggedIndex) else i for i in indices]
         if callable(fetch := getattr(self.dataset, "__getitems__", None)):
             items = fetch(plain)
+            if (
+                not isinstance(items, (list, tuple))
+                or len(items) != len(indices)
+                or (
+                    isinstance(
+                        items[0], (Tensor, np.ndarray)
+                    )  # no item has a target: two are a batch
+                )
+            ):
+                return self._tagged_batch(items, indices)
         else:
             items = [self.dataset[i] for i in plain]
         return [
@@ -55,11 +71,39 @@ class TaggedDataset(Dataset[Any]):
         return getattr(self.dataset, name)
 
     def _tagged(self, item: Any, index: TaggedIndex) -> Any:
-        tags = index.weight, int(index)
+        tags = index.weight, self._place(index)
         if self.target is None and type(item) is tuple and len(item) == 2:  # nearly always
-            return item[0], WeightedTarget(_tensor(item[1], 1), *tags)
+            return item[0], _target(item[1], 1, tags)
         key = target_key(item, self.target)
-        return replaced(item, key, WeightedTarget(_tensor(field(item, key), key), *tags))
+        return replaced(item, key, _target(field(item, key), key, tags))
+
+    def _tagged_batch(self, batch: Any, indices: list[Any]) -> Any:
+        """A batch that the dataset has collated by itself, with tags for its rows."""
+        tagged = [index for index in indices if isinstance(index, TaggedIndex)]
+        if not tagged:
+            return batch
+        key = target_key(batch, self.target)
+        targets = _tensor(field(batch, key), key)
+        rows = len(targets) if targets.ndim else 0
+        if not len(tagged) == len(indices) == rows:
+            raise ValueError(
+                "`__getitems__` of the dataset must return a list of as many items, or a batch "
+                f"with as many rows, as there are indices, got {rows} rows for {len(indices)} "
+                f"indices, {len(tagged)} of them with weights."
+            )
+        weights = torch.tensor([index.weight for index in tagged])
+        places = torch.tensor([self._place(index) for index in tagged])
+        return replaced(batch, key, WeightedTarget(targets, weights, places))
+
+    def _place(self, index: TaggedIndex) -> int:
+        """Where `index` leads; −1 would stand for no sample."""
+        return int(index) if index >= 0 else int(index) + len(self)
+
+
+def _target(value: Any, key: Any, tags: tuple[float, int]) -> WeightedTarget:
+    target = WeightedTarget(_tensor(value, key), *tags)
+    target.original = value
+    return target
 
 
 def _tensor(value: Any, key: Any) -> Tensor:
@@ -70,10 +114,26 @@ def _tensor(value: Any, key: Any) -> Tensor:
         return value
     if isinstance(value, float) and not isinstance(value, np.generic):
         return torch.tensor(value, dtype=torch.float64)
-    if isinstance(value, (bool, int, np.generic, np.ndarray)):
+    if isinstance(value, (bool, int)):
         return torch.as_tensor(value)
+    if isinstance(value, (np.generic, np.ndarray)) and value.dtype.kind in "biufc":
+        return torch.as_tensor(value)
+    if isinstance(value, list) and value and all(isinstance(v, (int, float)) for v in value):
+        return torch.tensor(value)  # one number a token, which a collate function pads
+    if isinstance(value, (str, np.generic, np.ndarray)):
+        advice = "Number the classes in the dataset: target_transform=classes.index"
+    elif isinstance(value, (Mapping, tuple, list)):
+        advice = (
+            "Put its parts side by side in the item, pass the position or key of one of them, "
+            "Selector(..., target=...), and give its weights to the others: "
+            "WeightedTarget.like(other, y)"
+        )
+    else:
+        advice = (
+            "Turn it into a number in the dataset (target_transform), or pass Selector(..., "
+            "target=...) with the position, key or attribute of the label"
+        )
     raise TypeError(
         f"`target` must lead to a number, array or tensor, got {type(value).__name__} at {key!r}. "
-        "Turn it into a number in the dataset (target_transform), or pass Selector(..., target=...)"
-        " with the position, key or attribute of the label."
+        f"{advice}."
     )

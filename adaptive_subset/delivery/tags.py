@@ -11,15 +11,25 @@ collation, workers, pinning, device moves and row operations up to the loss.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch._compile import _disable_dynamo
 
-Tags = tuple[Any, Any]  # weights and indices: tensors for a batch, numbers for a single sample
+from adaptive_subset.delivery.rows import (
+    CONVERSIONS,
+    LOSSES,
+    REARRANGEMENTS,
+    Tags,
+    elementwise,
+    is_elementwise,
+    rearranged,
+    tags_of,
+)
 
 
 class TaggedIndex(int):
@@ -45,18 +55,24 @@ class TaggedIndex(int):
 class WeightedTarget(Tensor):
     """Targets that carry the weights and the indices of their samples.
 
-    Operations that keep, move, repeat or reorder rows (indexing, stacking, flipping, moving to a
-    device, one-hot coding, arithmetic with a number, …) do the same to the tags. All others give
-    a plain tensor, at which `WeightedLoss` raises: a weight is right or missed, never that of
-    another sample.
+    Operations of torch that rearrange rows or work on every row by itself do the same to the tags,
+    and mixing targets of two samples mixes their weights, see `adaptive_subset.delivery.rows`. All
+    others give a plain tensor, at which `WeightedLoss` raises: a weight is right or missed, never
+    that of another sample. NumPy reads the memory of targets and may not write to it.
 
     Args:
         targets: (n, …) of a batch, or of any shape for a single sample.
         weights: (n,) float32 for a batch, a float for a single sample.
         indices: (n,) int64 for a batch, an int for a single sample; −1 where there is none, as
             for a target that was mixed from several. By default −1.
+
+    Raises:
+        TypeError: targets that are no tensor, or weights that are neither tensor nor number.
+        ValueError: another number of weights or indices than rows.
     """
 
+    share: Any  # what a number has multiplied the targets with: mixtures are sums of such products
+    original: Any  # what the dataset gave as the target of a single sample
     _tags: Tags
     _memory: Tensor  # the same, as a plain tensor: its count of writes is faster to read
     _writes: int
@@ -65,17 +81,43 @@ class WeightedTarget(Tensor):
     def __new__(
         cls, targets: Tensor, weights: Tensor | float, indices: Tensor | int = -1
     ) -> WeightedTarget:
-        if isinstance(weights, Tensor) and not isinstance(indices, Tensor):
-            indices = torch.full_like(weights, indices, dtype=torch.int64)
-        tagged: WeightedTarget = Tensor._make_subclass(cls, targets)
+        if isinstance(targets, WeightedTarget):
+            targets = targets.plain()
+        if type(weights) is not float:
+            weights, indices = _checked(targets, weights, indices)
+        # Unlike `_make_subclass` this keeps the graph of targets that a model computed.
+        tagged: WeightedTarget = targets.as_subclass(cls)
         tagged._tags = weights, indices
         tagged._memory = targets
         tagged._writes = _writes(targets)
+        tagged.share = 1.0
         return tagged
+
+    @staticmethod
+    def like(targets: Tensor, y: Tensor) -> Tensor:
+        """`targets` with the tags of `y`, whose rows are of the same samples in the same order.
+
+        For targets that were made beside those of the loader, such as a teacher's. Where `y` has
+        no tags, as in validation, `targets` stay as they are.
+
+        Args:
+            targets: (n, …).
+            y: (n, …).
+
+        Raises:
+            ValueError: another number of rows.
+
+        Example:
+            >>> y = WeightedTarget(torch.tensor([2, 0]), torch.tensor([0.5, 1.5]))
+            >>> WeightedTarget.like(torch.rand(2, 3), y).weights
+            tensor([0.5000, 1.5000])
+        """
+        tags = tags_of(y)
+        return targets if tags is None else WeightedTarget(targets, *_moved(tags, targets))
 
     @property
     def tags(self) -> Tags | None:
-        """Weights and indices, or None once the targets were written to: rows may have changed.
+        """Weights and indices, or None once rows of other samples may have been written here.
 
         Setting targets to a number, such as an ignored label, keeps them.
         """
@@ -95,19 +137,7 @@ class WeightedTarget(Tensor):
     def __torch_function__(
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        with torch._C.DisableTorchFunctionSubclass():
-            result = func(*args, **kwargs)
-            if func is Tensor.__setitem__ and isinstance(args[2], (int, float)):
-                args[0]._writes += 1
-            if func in _ROW_OPERATIONS:
-                return _with_rows(func, args, kwargs, result)
-            numbers = all(isinstance(operand, (int, float)) for operand in args[1:])
-            same_rows = func in _SAME_ROWS or (func in _ARITHMETIC and numbers)
-            if same_rows and args and result is not args[0]:
-                tags = args[0].tags
-                return result if tags is None else WeightedTarget(result, *_moved(tags, result))
-        return result
+        return _run(func, args, kwargs or {})
 
     def plain(self) -> Tensor:
         """The targets without their weights."""
@@ -126,6 +156,26 @@ class WeightedTarget(Tensor):
         return targets if tags is None else WeightedTarget(targets, *copy.deepcopy(tags, memo))
 
 
+def _checked(targets: Any, weights: Any, indices: Any) -> Tags:
+    if not isinstance(targets, Tensor) or not isinstance(weights, (Tensor, int, float)):
+        raise TypeError(
+            "`targets` must be a tensor and `weights` a tensor, or a number for a single sample, "
+            f"got {type(targets).__name__} and {type(weights).__name__}. Convert them with "
+            "torch.as_tensor."
+        )
+    if not isinstance(weights, Tensor):
+        return float(weights), int(indices)
+    if not isinstance(indices, Tensor):
+        indices = torch.full_like(weights, indices, dtype=torch.int64)
+    if targets.ndim == 0 or not weights.shape == indices.shape == targets.shape[:1]:
+        raise ValueError(
+            "`weights` and `indices` must have one number for each row of targets of shape "
+            f"{tuple(targets.shape)}, got shapes {tuple(weights.shape)} and "
+            f"{tuple(indices.shape)}. Give targets and weights the same rows."
+        )
+    return weights, indices
+
+
 def _rebuild(targets: Tensor, *values: Any) -> WeightedTarget:
     weights, indices = (torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in values)
     return WeightedTarget(targets, *_moved((weights, indices), targets))
@@ -135,7 +185,9 @@ def _moved(tags: Tags, targets: Tensor) -> Tags:
     """`tags` on the device of `targets`."""
     if isinstance(tags[0], float):
         return tags
-    weights, indices = (tag.to(targets.device, non_blocking=True) for tag in tags)
+    # Not to the CPU: nobody would wait for the copy before reading it.
+    ahead = targets.device.type != "cpu"
+    weights, indices = (tag.to(targets.device, non_blocking=ahead) for tag in tags)
     return weights, indices
 
 
@@ -147,67 +199,84 @@ def _writes(targets: Tensor) -> int:
         return 0
 
 
-def _with_rows(func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> Any:
-    """Attach to `result` the tags of the rows that it consists of.
+@_disable_dynamo
+def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Run an operation on targets and tag its result, see `adaptive_subset.delivery.rows`."""
+    first: Any = args[0] if args else kwargs.get("input")
+    with torch._C.DisableTorchFunctionSubclass():
+        if func in REARRANGEMENTS:
+            return _tagged(func(*args, **kwargs), rearranged(func, args, kwargs))
+        if func in CONVERSIONS:
+            result = func(*args, **kwargs)
+            return result if result is first else _tagged(result, tags_of(first))
+        if func == _DATA.__get__:
+            return _tagged(first.detach(), first.tags)  # writes to `data` would not be counted
+        if func is Tensor.__setitem__ and isinstance(args[2], (int, float)):
+            follows = None if (tags := tags_of(first)) is None else (tags, 1.0)
+        else:
+            follows = elementwise(func, args, kwargs) if is_elementwise(func) else None
+        if func in LOSSES:
+            _warn_if_unweighted(args, kwargs)
+        result = func(*args, **kwargs)
+        if follows is not None:
+            written = func is Tensor.__setitem__ or result is first
+            return _followed(result, first if written else None, *follows)
+        if isinstance(first, WeightedTarget):
+            if func == _DATA.__set__ or func is Tensor.__dlpack__:
+                first._writes = -1  # other memory, or memory whose writers are not seen
+            elif isinstance(result, np.ndarray) and np.may_share_memory(
+                result, first.numpy(force=True)
+            ):
+                result.flags.writeable = False
+    return result
 
-    Which rows those are is found by applying the operation to row numbers instead of targets, so
-    that no operation needs a rule of its own.
-    """
-    first: Any = args[0] if args else kwargs.get("tensors", kwargs.get("input"))
-    sources: list[Any] = list(first) if isinstance(first, (list, tuple)) else [first]
-    tags: list[Any] = [s.tags if isinstance(s, WeightedTarget) else None for s in sources]
-    if any(tag is None for tag in tags):
+
+def _tagged(result: Any, tags: Any) -> Any:
+    """`result` with its tags; several results with a list of tags, or all with the same."""
+    if tags is None:
         return result
-    weights, indices = zip(*tags, strict=True)
-    single = isinstance(weights[0], float)
-    if any(isinstance(weight, float) != single for weight in weights):
-        return result
-    if single:
-        dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-        if func is not torch.stack or dim != 0:
-            return result
-        return WeightedTarget(result, torch.tensor(weights), torch.tensor(indices))
-    joined = torch.cat(weights), torch.cat(indices)
-    numbers = torch.arange(len(joined[0]), device=sources[0].device)
-    rows = [
-        part.view(-1, *[1] * (s.ndim - 1)).expand(s.shape)
-        for part, s in zip(torch.split(numbers, list(map(len, sources))), sources, strict=True)
-    ]
-    kwargs = {name: value for name, value in kwargs.items() if name != "out"}
-    moved = func(rows if isinstance(first, (list, tuple)) else rows[0], *args[1:], **kwargs)
     if isinstance(result, (tuple, list)):
-        pairs = zip(result, moved, strict=True)
-        return type(result)(_attach(part, ids, joined) for part, ids in pairs)
-    return _attach(result, moved, joined)
+        each = tags if isinstance(tags, list) else [tags] * len(result)
+        return type(result)(map(_tagged, result, each))
+    if not isinstance(result, Tensor):
+        return result
+    return WeightedTarget(result, *_moved(tags, result))
 
 
-def _attach(result: Tensor, rows: Tensor, tags: tuple[Tensor, Tensor]) -> Tensor:
-    rows = rows.to(tags[0].device)
-    if rows.ndim == 0:
-        return WeightedTarget(result, float(tags[0][rows]), int(tags[1][rows]))
-    flat = rows.reshape(len(rows), -1)
-    if flat.shape[1] == 0 or not torch.equal(flat, flat[:, :1].expand_as(flat)):
-        return result  # a row of the result mixes samples
-    return WeightedTarget(result, *(tag[flat[:, 0]] for tag in tags))
+def _followed(result: Any, written: Any, tags: Tags, share: Any) -> Any:
+    """The result of an element-wise operation with its tags; `written` if it went there."""
+    if isinstance(written, WeightedTarget):
+        written._tags, written._writes, written.share = tags, _writes(written._memory), share
+        return result
+    if written is not None or not isinstance(result, Tensor):
+        return result
+    if isinstance(tags[0], Tensor) and result.shape[:1] != tags[0].shape:
+        return result  # a reduction of the same name
+    tagged = _tagged(result, tags)
+    tagged.share = share
+    return tagged
 
 
-_ROW_OPERATIONS = {
-    *(torch.stack, torch.cat, torch.concat, torch.concatenate),
-    *(Tensor.__getitem__, Tensor.index_select, torch.index_select, Tensor.narrow, torch.narrow),
-    *(Tensor.flip, torch.flip, Tensor.roll, torch.roll, Tensor.repeat, Tensor.expand),
-    *(Tensor.repeat_interleave, torch.repeat_interleave),
-    *(Tensor.chunk, torch.chunk, Tensor.split, torch.split, Tensor.unbind, torch.unbind),
-    *(Tensor.tensor_split, torch.tensor_split),
-    *(Tensor.view, Tensor.reshape, torch.reshape, Tensor.flatten, torch.flatten),
-    *(Tensor.squeeze, torch.squeeze, Tensor.unsqueeze, torch.unsqueeze),
-}
-_SAME_ROWS = {
-    *(Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.pin_memory, Tensor.type, Tensor.type_as),
-    *(Tensor.long, Tensor.int, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16),
-    *(Tensor.clone, torch.clone, Tensor.detach, Tensor.contiguous, F.one_hot),
-}
-_ARITHMETIC = {  # with numbers; with another tensor it may mix rows
-    *(Tensor.add, Tensor.sub, Tensor.__rsub__, Tensor.mul, Tensor.div, Tensor.remainder),
-    *(Tensor.__eq__, Tensor.__ne__, Tensor.eq, Tensor.ne, Tensor.lt, Tensor.le, Tensor.gt),
-    *(Tensor.ge, Tensor.clamp),
-}
+def _warn_if_unweighted(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Say once in a process that a plain loss trains without the weights of its targets."""
+    global _warned
+    values = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    weights = [tags[0] for value in values if (tags := tags_of(value)) is not None]
+    # Without a reduction the weights may come next.
+    if _warned or not weights or kwargs.get("reduction") == "none":
+        return
+    if not torch.is_grad_enabled() or not any(value.requires_grad for value in values):
+        return
+    if bool((torch.as_tensor(weights[0]) - 1).abs().max() > 1e-3):
+        _warned = True
+        warnings.warn(
+            "a loss that is not weighted was given targets whose samples have weights other than "
+            "one, so training follows another gradient than the one that was selected. Wrap the "
+            "loss: criterion = WeightedLoss(criterion); where no weights are wanted, pass "
+            'y.plain(), or use AdaptiveSubsetSampler(..., weighting="resample").',
+            stacklevel=5,
+        )
+
+
+_warned = False
+_DATA: Any = Tensor.data

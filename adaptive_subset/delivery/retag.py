@@ -1,0 +1,161 @@
+"""Collate functions that take targets apart, such as padding ones, with the tags put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adaptive_subset.delivery.tags import WeightedTarget, tags_of
+from adaptive_subset.items import field, names_of, replaced, target_key
+from adaptive_subset.randomness import preserved_random_state
+
+_FIRST, _STEP = 10007, 97  # the number that stands for sample i is _FIRST + _STEP · i
+_IGNORED = -100  # what torch's losses and all who pad labels for them leave out
+
+
+def retag(collate_fn: Callable[[list[Any]], Any], target: int | str | None = None) -> Retagged:
+    """A collate function like `collate_fn` whose targets carry the weights of their samples.
+
+    Tags come through ``torch.stack``, ``default_collate`` and mixing by themselves. A function
+    that makes new tensors (a tokenizer that pads, ``torch.tensor([…])``) gets the targets as the
+    dataset made them. Which sample a row is of shows in a second run, from the same random state,
+    with numbers of samples as targets: this costs the time of collating once more.
+
+    Args:
+        collate_fn: makes a batch of a list of samples, in any order, of some of them or with
+            repetitions; its targets are those of the samples, padded or not.
+        target: where the target in the batch is, as in `TaggedDataset`. By default where it was in
+            the samples, or the one field with a usual name: ``label`` may become ``labels``.
+
+    Raises:
+        ValueError: on a call, where targets are changed, so that their samples are not known.
+        TypeError: on a call, where no target is found in the batch.
+
+    Example:
+        >>> collate = retag(lambda samples: {"labels": torch.tensor([y for _, y in samples])})
+        >>> collate([("a", WeightedTarget(torch.tensor(3), 0.5))])["labels"].weights
+        tensor([0.5000])
+    """
+    return Retagged(collate_fn, target)
+
+
+class Retagged:
+    """What `retag` returns; picklable if its collate function is."""
+
+    def __init__(
+        self, collate_fn: Callable[[list[Any]], Any], target: int | str | None = None
+    ) -> None:
+        self.collate_fn = collate_fn
+        self.target = target
+        self._keeps: bool | None = None  # whether tags come through by themselves
+
+    def __call__(self, samples: Sequence[Any]) -> Any:
+        keys = [_tagged_key(sample) for sample in samples]
+        if not samples or any(key is None for key in keys):  # not of the training data
+            return self.collate_fn(list(samples))
+        if self._keeps is None:
+            with preserved_random_state():
+                self._keeps = self._tags_come_through(list(samples), keys[0])
+        if self._keeps:
+            return self.collate_fn(list(samples))
+        targets: list[Any] = [field(sample, key) for sample, key in zip(samples, keys, strict=True)]
+        originals = [getattr(target, "original", target.plain()) for target in targets]
+        numbers = [_numbered(value, _FIRST + _STEP * i) for i, value in enumerate(originals)]
+        try:
+            with preserved_random_state():
+                _, coded = self._collated(samples, keys, numbers)
+        except (RuntimeError, ValueError, IndexError, KeyError) as error:
+            raise ValueError(_MESSAGE.format(f"{type(error).__name__}: {error}")) from error
+        (batch, key), found = self._collated(samples, keys, originals)
+        rows = _rows(coded, len(samples))
+        _check(found, coded, rows, originals)
+        weights, indices = zip(*(target.tags for target in targets), strict=True)
+        tags = torch.tensor(weights)[rows], torch.tensor(indices)[rows]
+        return replaced(batch, key, WeightedTarget(found, *tags))
+
+    def _tags_come_through(self, samples: list[Any], key: Any) -> bool:
+        try:
+            batch = self.collate_fn([replaced(s, key, field(s, key)) for s in samples])
+            return tags_of(field(batch, self._key(batch, key))) is not None
+        except Exception:  # it shall be raised, if at all, for the targets as the dataset made them
+            return False
+
+    def _collated(
+        self, samples: Sequence[Any], keys: list[Any], targets: list[Any]
+    ) -> tuple[tuple[Any, Any], Tensor]:
+        """The batch of the samples with these targets, the key of its target, and the target."""
+        batch = self.collate_fn(list(map(replaced, samples, keys, targets)))
+        key = self._key(batch, keys[0])
+        found = field(batch, key)
+        if not isinstance(found, Tensor) or found.ndim == 0:
+            raise TypeError(
+                f"`target` must lead to a tensor in the batch, got {type(found).__name__} at "
+                f"{key!r}. Pass its position, key or attribute: retag(collate_fn, target=...)."
+            )
+        return (batch, key), found
+
+    def _key(self, batch: Any, key: Any) -> Any:
+        if self.target is not None:
+            return target_key(batch, self.target)
+        return target_key(batch, key if key in names_of(batch) else None)
+
+
+_MESSAGE = (
+    "`collate_fn` must hand the targets on as they are, padded or in another order at most, so "
+    "that it shows whose they are, got {}. Mix, one-hot code or smooth them with operations of "
+    "torch on torch.stack(targets), which carry the weights along, or do it in the training loop."
+)
+
+
+def _tagged_key(sample: Any) -> Any:
+    """Where a sample has its tagged target, None if nowhere."""
+    keys = [key for key in names_of(sample) if tags_of(field(sample, key)) is not None]
+    return keys[0] if keys else None
+
+
+def _numbered(value: Any, number: int) -> Any:
+    """A target like `value` that is `number` all over."""
+    if isinstance(value, list):
+        return [type(v)(number) for v in value]
+    if isinstance(value, (Tensor, np.ndarray)):
+        like: Any = value.clone() if isinstance(value, Tensor) else value.copy()
+        like[...] = number
+    else:
+        like = type(value)(number)
+    if not (
+        like == number if isinstance(like, (int, float, np.generic)) else (like == number).all()
+    ):
+        kind = getattr(value, "dtype", type(value).__name__)
+        raise ValueError(_MESSAGE.format(f"{kind}, which cannot hold numbers of samples"))
+    return like
+
+
+def _rows(coded: Tensor, n: int) -> Tensor:
+    """Which of n samples each row is of, from targets that are numbers of samples."""
+    at = (coded.detach().double().reshape(len(coded), -1) - _FIRST) / _STEP
+    known = (at >= 0) & (at < n) & (at == at.round())
+    first = torch.where(known, at, torch.inf).amin(1)
+    if not torch.equal(first, torch.where(known, at, -1).amax(1)):
+        raise ValueError(_MESSAGE.format(f"targets {coded[:4].tolist()} for numbers of samples"))
+    return first.long()
+
+
+def _check(found: Tensor, coded: Tensor, rows: Tensor, originals: list[Any]) -> None:
+    """Raise where the two runs did different things, or targets are not those of their rows."""
+    if found.shape == coded.shape:
+        values, numbers = found.detach().reshape(len(rows), -1), coded.reshape(len(rows), -1)
+        own = numbers == (_FIRST + _STEP * rows).to(numbers.dtype)[:, None]
+        wanted = [torch.as_tensor(value).flatten().to(values.dtype) for value in originals]
+        ignored = torch.tensor([_IGNORED]).to(values.dtype)
+        if torch.equal(values[~own], numbers[~own]) and all(
+            torch.isin(row[mine], torch.cat([wanted[i], ignored])).all()
+            for row, mine, i in zip(values, own, rows.tolist(), strict=True)
+        ):
+            return
+    raise ValueError(
+        _MESSAGE.format(f"other values than those of the samples, {found[:4].tolist()}")
+    )
