@@ -101,15 +101,15 @@ def last_layer_gradients(
                     d_rows.append(delta.flatten(1))
                     h_rows.append(h)
             targets.append(y.to(place.device, non_blocking=True))
-    if not blocks:
-        raise ValueError(f"`{name}` must yield at least one batch, got none.")
-    if size is not None and len(targets) != size:
-        raise ValueError(
-            f"`{name}` must yield each of its {size} samples once, in order, got {len(targets)} "
-            "samples. Check drop_last, the sampler and the length of the data."
-        )
-    gradients = FactoredGradients([(d.join(), h.join()) for d, h in blocks])
-    return gradients, targets.join(), weight
+        if not blocks:
+            raise ValueError(f"`{name}` must yield at least one batch, got none.")
+        if size is not None and len(targets) != size:
+            raise ValueError(
+                f"`{name}` must yield each of its {size} samples once, in order, got {len(targets)} "
+                "samples. Check drop_last, the sampler and the length of the data."
+            )
+        gradients = FactoredGradients([(d.join(), h.join()) for d, h in blocks])
+        return gradients, targets.join(), weight
 
 
 class _Backward:

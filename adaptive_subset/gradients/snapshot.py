@@ -48,7 +48,9 @@ def preserved_modules(*modules: Any) -> Iterator[None]:
                 # Only what changed is written: autograd counts a write to a tensor it has saved.
                 if not _same_bits(tensor, original):
                     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-                        tensor.detach().resize_(original.shape).copy_(original)
+                        if tensor.shape != original.shape:
+                            tensor.resize_(original.shape)
+                        tensor.copy_(original)
 
 
 @contextmanager
