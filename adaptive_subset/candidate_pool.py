@@ -32,7 +32,8 @@ class CandidatePool:
         if source.size not in (None, n):
             raise ValueError(
                 f"`pool` must hold the {n} samples of `dataset` in the same order, got "
-                f"{source.size}."
+                f"{source.size}. A list is taken for samples: pass ready-made batches as "
+                "DataLoader(batches, batch_size=None)."
             )
         if not 0 < fraction <= 1:
             raise ValueError(f"`pool_fraction` must be in (0, 1], got {fraction}.")

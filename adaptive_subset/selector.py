@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
 from adaptive_subset.candidate_pool import CandidatePool
 from adaptive_subset.distributed import on_first_rank
 from adaptive_subset.gradients.per_sample import Criterion
-from adaptive_subset.gradients.source import GradientSource, Reading
+from adaptive_subset.gradients.source import GradientSource, Reading, is_map_style
 from adaptive_subset.loss_record import LossRecord
 from adaptive_subset.selection import Selection, check_configuration
 from adaptive_subset.sizing import sizing
@@ -36,7 +36,7 @@ class Selector:
     where the strategy needs them.
 
     Args:
-        dataset: map-style training set of n samples.
+        dataset: training set of n samples, anything with a length and access by index.
         strategy: how to choose, for instance ``GradMatch()``, or the name of a strategy with its
             default arguments, such as "gradmatch".
         fraction: k / n in (0, 1]; or
@@ -51,8 +51,8 @@ class Selector:
             that holds this selector.
         pool: what gradients are computed on, sample by sample the same as `dataset`: a twin
             without random augmentation, or any iterable of batches in the order of the dataset
-            (a DataLoader, timm's loader). By default `dataset` itself, with a warning if it is
-            augmented at random.
+            (a DataLoader, timm's loader; see `GradientSource`). By default `dataset` itself, with a
+            warning if it is augmented at random.
         pool_fraction: share of the pool that a selection looks at, drawn afresh at each one. The
             pass costs that much less, or can come that much more often.
         validation: a dataset or iterable of batches whose gradient is matched instead of that of
@@ -69,8 +69,8 @@ class Selector:
 
     Raises:
         ValueError: a budget that is not in range, both or neither of `fraction` and `budget`, a
-            pool of another length.
-        TypeError: a dataset without a length or random access.
+            pool of another length, no samples.
+        TypeError: a dataset or pool without a length or random access.
     """
 
     def __init__(
@@ -91,11 +91,15 @@ class Selector:
         source: GradientSource | None = None,
         **reading: Unpack[Reading],
     ) -> None:
-        if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
+        if not is_map_style(dataset):
             raise TypeError(
                 "`dataset` must be map-style, with a length and access by index, got "
-                f"{type(dataset).__name__}. Subsets of a stream cannot be chosen."
+                f"{type(dataset).__name__}. Subsets of a stream cannot be chosen; of a loader, "
+                "pass its dataset."
             )
+        n = len(dataset)  # type: ignore[arg-type]
+        if n == 0:
+            raise ValueError("`dataset` must hold at least one sample to choose, got none.")
         if isinstance(strategy, str) and strategy in STRATEGIES:
             strategy = STRATEGIES[strategy]()
         if not isinstance(strategy, Strategy):
@@ -111,7 +115,6 @@ class Selector:
                 f"{', '.join([*(['pool'] if pool is not None else []), *reading])} beside it. "
                 "Give those to the GradientSource."
             )
-        n = len(dataset)
         self.dataset: Dataset[Any] = dataset
         self.strategy: Strategy = strategy
         self.sizing = sizing(

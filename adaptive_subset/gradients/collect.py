@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import numbers
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from adaptive_subset.gradients.factored import FactoredGradients
-from adaptive_subset.gradients.head import Head, HeadRecorder, find_heads
-from adaptive_subset.gradients.model_state import evaluating, unwrap
+from adaptive_subset.gradients.head import Head, find_heads
+from adaptive_subset.gradients.head_checks import check_rows, weight_of
+from adaptive_subset.gradients.head_recorder import HeadRecorder
+from adaptive_subset.gradients.model_state import evaluating, readable
 from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
 from adaptive_subset.gradients.storage import Rows
 from adaptive_subset.items import split_batch
@@ -39,8 +43,12 @@ def last_layer_gradients(
     ``g_i = ∂ℓ_i/∂z_i ⊗ f_i`` with f the features that enter the head and z what leaves it. ℓ is the
     criterion on the model's real output, sample by sample whatever its reduction, so the gradient
     is exact whatever the model does behind the head. The model runs in eval mode, uncompiled,
-    outside DDP, without a graph up to the head; it, its buffers, gradients and hooks, and the
-    global random state are left as they were found, also when the pass raises.
+    outside DDP, without a graph up to the head; it, its buffers, gradients and hooks, the
+    criterion, the inputs and the global random state are left as they were found, also when the
+    pass raises.
+
+    The model runs under the caller's autocast, as it trains; the loss and its gradient are computed
+    outside of it, in at least float32. `no_grad` and inference mode around the pass do not matter.
 
     Args:
         model: any module; parameters stay where they are and define device and dtype.
@@ -60,64 +68,114 @@ def last_layer_gradients(
         the model has one and returns its output as it is, else None.
 
     Raises:
-        ValueError: no or several heads found, a head that is no linear map, a loss that couples
-            samples, more or fewer samples than `size`.
+        TypeError: a model, output or target of the wrong kind.
+        ValueError: no or several heads found, a head that is no linear map or sees other rows than
+            the targets, a loss that couples samples, more or fewer samples than `size`.
     """
-    model = unwrap(model)
-    place = next(iter(model.parameters()), None)
-    if place is None:
-        raise ValueError("`model` must have parameters, got a module without any.")
+    model = readable(model)
+    place = next(model.parameters())
     dtype = storage_dtype or torch.promote_types(place.dtype, torch.float32)
     blocks: list[tuple[Rows, Rows]] = []
     weight: Tensor | None = None
     targets = Rows(size)
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(preserved_random_state())
-        stack.enter_context(evaluating(model))
+        stack.enter_context(evaluating(model, criterion))
         stack.enter_context(torch.enable_grad())
-        recorder: HeadRecorder | None = None
+        run: _Backward | None = None
         for batch in batches:
             args, kwargs, y = split_batch(batch, target)
-            args, kwargs = _to_model(args, place), _to_model(kwargs, place)
-            y = torch.as_tensor(y).to(place.device, non_blocking=True)
-            if recorder is None:
-                few = _part((args, kwargs), slice(2), len(y))
-                recorder = HeadRecorder(find_heads(model, head, partial(_probe, model, *few)))
-                stack.enter_context(recorder.attached())
-                in_pieces = _Pieces(_Backward(model, recorder, criterion))
+            y = _targets(y, name)
+            if len(y) == 0:
+                continue
+            if run is None:
+                run = _Backward(model, criterion, head, *_part((args, kwargs), slice(2), len(y)))
+                stack.enter_context(run.recorder.attached())
+                in_pieces = _Pieces(run)
             for features, leaves, deltas, output in in_pieces(args, kwargs, y):
                 if not blocks:
-                    weights = recorder.check(features, leaves)
-                    weight = weights[0].clone() if _is_output(leaves, output) else None
+                    weight = run.weight(leaves, output)
                     blocks = [(Rows(size, dtype), Rows(size, dtype)) for _ in features]
                 for (d_rows, h_rows), delta, h in zip(blocks, deltas, features, strict=True):
                     d_rows.append(delta.flatten(1))
                     h_rows.append(h)
-            targets.append(y)
-    if not blocks:
-        raise ValueError(f"`{name}` must yield at least one batch, got none.")
-    if size is not None and len(targets) != size:
-        raise ValueError(
-            f"`{name}` must yield each of its {size} samples once, in order, got {len(targets)} "
-            "samples. Check drop_last, the sampler and the length of the data."
-        )
-    gradients = FactoredGradients([(d.join(), h.join()) for d, h in blocks])
-    return gradients, targets.join(), weight
+            targets.append(y.to(place.device, non_blocking=True))
+        if not blocks:
+            raise ValueError(f"`{name}` must yield at least one batch, got none.")
+        if size is not None and len(targets) != size:
+            raise ValueError(
+                f"`{name}` must yield each of its {size} samples once, in order, got {len(targets)} "
+                "samples. Check drop_last, the sampler and the length of the data."
+            )
+        gradients = FactoredGradients([(d.join(), h.join()) for d, h in blocks])
+        return gradients, targets.join(), weight
 
 
 class _Backward:
-    """From a batch to the factors of its gradients: a forward pass, and backward to the head."""
+    """From a batch to the factors of its gradients: a forward pass, and backward to the head.
 
-    def __init__(self, model: nn.Module, recorder: HeadRecorder, criterion: Criterion) -> None:
-        self._model, self._recorder, self._criterion = model, recorder, criterion
-        self._frozen = {name: p.detach() for name, p in model.named_parameters()}
+    Args:
+        model, criterion, head: see `last_layer_gradients`.
+        args, kwargs: a few samples, to find the head with.
+    """
+
+    def __init__(
+        self, model: nn.Module, criterion: Criterion, head: Head | None, args: Any, kwargs: Any
+    ) -> None:
+        self._model, self._criterion = model, criterion
+        self._place = next(model.parameters())
+        self._most = 0  # rows of the largest batch so far, whose rows were checked
+        copies = {
+            name: p.detach().clone().requires_grad_(p.is_floating_point())
+            for name, p in model.named_parameters()
+        }
+        untouched = {name: copy._version for name, copy in copies.items()}
+        self.recorder = HeadRecorder(
+            find_heads(model, head, partial(self._forward, copies, args, kwargs))
+        )
+        # A model that writes to its parameters in a forward pass goes on writing to copies.
+        self._frozen = {
+            name: p.detach() if copies[name]._version == untouched[name] else p.detach().clone()
+            for name, p in model.named_parameters()
+        }
+
+    def _forward(self, parameters: dict[str, Tensor], args: Any, kwargs: Any) -> Tensor:
+        moved = _to_model(args, self._place), _to_model(kwargs, self._place)
+        return _output(torch.func.functional_call(self._model, parameters, *moved))
 
     def __call__(self, args: Any, kwargs: Any, y: Tensor) -> tuple[Any, ...]:
-        self._recorder.clear()
-        output = _output(torch.func.functional_call(self._model, self._frozen, args, kwargs))
-        features, leaves = self._recorder.take()
-        losses = per_sample_losses(self._criterion, output, y)
-        return features, leaves, torch.autograd.grad(losses.sum(), leaves), output
+        self.recorder.clear()
+        output = self._forward(self._frozen, args, kwargs)
+        n, device = len(y), self._place.device
+        if output.ndim == 0 or len(output) != n:
+            raise ValueError(
+                f"`model` must return one row for each of the {n} targets of a batch, got an "
+                f"output of shape {tuple(output.shape)}. Check `target=`, and what the model does "
+                "with views and lists."
+            )
+        features, leaves = self.recorder.take(n)
+        if not output.requires_grad:
+            raise ValueError(
+                f"`head` {list(self.recorder.heads)} must lead to the output of the model with "
+                "gradients, got an output without. Name the layer that it comes from, and keep "
+                "no_grad(), detach() and argmax() out of the model's forward."
+            )
+        with torch.autocast(device.type, enabled=False):
+            if n > self._most:
+                check_rows(list(self.recorder.heads), leaves, output)
+                self._most = n
+            losses = per_sample_losses(self._criterion, output, y.to(device, copy=True))
+            return features, leaves, torch.autograd.grad(losses.sum(), leaves), output
+
+    def weight(self, leaves: list[Tensor], output: Tensor) -> Tensor | None:
+        """(C, p) of the last layer, None unless what leaves the model is what left its one head."""
+        first = leaves[0].to(output.dtype)
+        if len(leaves) > 1 or first.shape != output.shape or not torch.equal(first, output):
+            return None
+        (module,) = self.recorder.heads.values()
+        weight = weight_of(module).detach()
+        return weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
 
 
 class _Pieces:
@@ -149,50 +207,63 @@ class _Pieces:
                 start += size
 
 
-def _part(value: Any, rows: slice, n: int) -> Any:
-    """Those rows of every tensor in a batch of n."""
+def _targets(y: Any, name: str) -> Tensor:
+    """Targets as a tensor (n, …)."""
+    is_list = isinstance(y, (list, tuple)) and all(isinstance(v, numbers.Number) for v in y)
+    if not isinstance(y, (Tensor, np.ndarray)) and not is_list:
+        inside = f" of {type(y[0]).__name__}" if isinstance(y, (list, tuple)) and y else ""
+        raise TypeError(
+            f"`target` must be one tensor of numbers for a batch of `{name}`, got a "
+            f"{type(y).__name__}{inside}. Turn labels into numbers in the dataset, or pass the "
+            "position or key of the one to train on: Selector(..., target=...)."
+        )
+    targets = torch.as_tensor(y)
+    if targets.ndim == 0:
+        raise ValueError(
+            f"`{name}` must yield batches, got a target without a batch dimension. Give the "
+            "DataLoader a batch_size."
+        )
+    return targets
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """`value` with every tensor in it changed."""
     if isinstance(value, Tensor):
-        return value[rows] if value.ndim and len(value) == n else value
+        return change(value)
     if isinstance(value, Mapping):
-        return {key: _part(field, rows, n) for key, field in value.items()}
+        return {key: _mapped(field, change) for key, field in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(_part(field, rows, n) for field in value)
+        fields = [_mapped(field, change) for field in value]
+        return value._make(fields) if hasattr(value, "_make") else type(value)(fields)
     return value
 
 
+def _part(value: Any, rows: slice, n: int) -> Any:
+    """Those rows of every tensor in a batch of n."""
+    return _mapped(value, lambda t: t[rows] if t.ndim and len(t) == n else t)
+
+
 def _to_model(inputs: Any, place: Tensor) -> Any:
-    """Inputs on the model's device, floating ones in its dtype (autocast chooses its own)."""
-    if isinstance(inputs, Tensor):
-        cast = inputs.is_floating_point() and not torch.is_autocast_enabled(place.device.type)
-        return inputs.to(place.device, place.dtype if cast else None, non_blocking=True)
-    if isinstance(inputs, Mapping):
-        return {key: _to_model(value, place) for key, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return type(inputs)(_to_model(value, place) for value in inputs)
-    return inputs
+    """Copies on the model's device, floating ones in its dtype (autocast chooses its own).
+
+    Copies, since a model may write to its inputs, which are the user's and may be needed again.
+    """
+    cast = not torch.is_autocast_enabled(place.device.type)
+
+    def moved(tensor: Tensor) -> Tensor:
+        dtype = place.dtype if cast and tensor.is_floating_point() else tensor.dtype
+        return tensor.to(place.device, dtype, non_blocking=True, copy=True)
+
+    return _mapped(inputs, moved)
 
 
 def _output(output: Any) -> Tensor:
-    """The logits, in at least float32: also of an output object that has them as `.logits`."""
-    output = getattr(output, "logits", output)
-    if not isinstance(output, Tensor):
+    """The logits, in at least float32: also of an output object that holds them as `logits`."""
+    is_dict = isinstance(output, Mapping)
+    logits: Any = output.get("logits") if is_dict else getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
         raise TypeError(
-            "`model` must return a tensor or an object with a tensor `.logits`, got "
+            "`model` must return a tensor, or an object or a dict with a tensor `logits`, got "
             f"{type(output).__name__}. Wrap the model so that it returns its logits."
         )
-    return output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
-
-
-def _is_output(leaves: list[Tensor], output: Tensor) -> bool:
-    """Whether what leaves the model is what left its one head."""
-    first = leaves[0].to(output.dtype)
-    return len(leaves) == 1 and first.shape == output.shape and torch.equal(first, output)
-
-
-def _probe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """A forward pass with a graph that leads to copies of the parameters."""
-    parameters = {
-        name: p.detach().requires_grad_(p.is_floating_point())
-        for name, p in model.named_parameters()
-    }
-    return _output(torch.func.functional_call(model, parameters, args, kwargs))
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -1,18 +1,16 @@
-"""Find the last linear layer(s) of a model and read what goes in and out of them."""
+"""Find the last linear layer(s) of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
+from adaptive_subset.gradients.head_checks import LINEAR, check_linear
 from adaptive_subset.gradients.model_state import unwrap
 
 Head: TypeAlias = str | nn.Module | Sequence[str | nn.Module]
-_LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def find_heads(
@@ -21,8 +19,9 @@ def find_heads(
     """The linear layers whose gradients stand for the model's, by name.
 
     Tried in this order: the argument; timm's ``model.get_classifier()``; the one linear layer
-    that the output of a real forward pass leads back to. Containers are searched for the linear
-    layer that fires last in them. 1×1 convolutions count as linear layers.
+    that the output of a real forward pass leads back to. A container stands for the linear layers
+    that its own output leads back to, all of them where it adds several up. 1×1 convolutions count
+    as linear layers.
 
     Args:
         model: unwrapped and in eval mode.
@@ -31,27 +30,38 @@ def find_heads(
         forward: runs the model once on a few samples, with gradients enabled.
 
     Raises:
-        ValueError: none or more than one found, or a layer that is not applied as a linear map to
-            one vector a sample. The message lists the candidates.
+        ValueError: none or more than one found, trained and frozen layers that are added up, or a
+            layer that is no linear map (see `check_linear`). The message lists the candidates.
     """
-    names = {module: name for name, module in model.named_modules()}
-    terminal, fired = _trace(model, forward)
+    trace = _Trace(model, forward)
     if head is None and callable(classifier := getattr(model, "get_classifier", None)):
         head = _usable(classifier())
-    if head is not None:
-        found = [
-            _linear_inside(model, item, names, fired)
-            for item in ([head] if isinstance(head, (str, nn.Module)) else head)
-        ]
-        return {names[module]: module for module in found}
-    if len(terminal) == 1 and isinstance(terminal[0], _LINEAR):
-        return {names[terminal[0]]: terminal[0]}
-    ends = ", ".join(f"{names[m] or '(the model itself)'!r} ({type(m).__name__})" for m in terminal)
-    linear = [names[m] for m in fired if isinstance(m, _LINEAR)]
+    if head is None:
+        found = [_search(model, trace)]
+    else:
+        items = [head] if isinstance(head, (str, nn.Module)) else head
+        found = [layer for item in items for layer in _inside(model, item, trace)]
+    heads = {trace.names[layer]: layer for layer in found}
+    for name, layer in heads.items():
+        check_linear(name, layer, trace.inputs[layer])
+    return heads
+
+
+def _search(model: nn.Module, trace: _Trace) -> nn.Module:
+    """The one linear layer that the output leads back to."""
+    ends, loose = trace.ends(trace.output)
+    if loose is not None:
+        raise ValueError(
+            f"`head` could not be found: the output depends on a parameter of shape {loose} that "
+            "is used outside any layer. Pass head=<name or module> of a linear layer in "
+            f"{type(model).__name__}."
+        )
+    if len(ends) == 1 and isinstance(ends[0], LINEAR):
+        return ends[0]
     raise ValueError(
-        f"`head` could not be found: the output of {type(model).__name__} comes from "
-        f"{len(terminal)} layers with parameters [{ends}], and exactly one linear layer is needed. "
-        f"Pass head=<name or module>, one or a list of {linear}."
+        f"`head` could not be found: the output of {type(model).__name__} comes from {len(ends)} "
+        f"layers with parameters {trace.listed(ends)}, and exactly one linear layer is needed. "
+        f"Pass head=<name or module>, one or a list of {trace.linear()}."
     )
 
 
@@ -67,178 +77,125 @@ def _usable(classifier: Any) -> Any:
     return heads or None
 
 
-def _linear_inside(
-    model: nn.Module,
-    item: str | nn.Module,
-    names: Mapping[nn.Module, str],
-    fired: Sequence[nn.Module],
-) -> nn.Module:
-    if isinstance(item, str):
-        if item not in set(names.values()):
-            linear = [names[m] for m in fired if isinstance(m, _LINEAR)]
-            raise ValueError(
-                f"`head` must name a module of {type(model).__name__}, got {item!r}. "
-                f"Linear layers that the model uses: {linear}."
-            )
-        module = model.get_submodule(item)
-    else:
-        module = unwrap(item)
-        if module not in names:
-            raise ValueError(
-                f"`head` must be a module inside {type(model).__name__}, got a "
-                f"{type(module).__name__} that is not part of it. Pass its name instead."
-            )
-    inside = [m for m in fired if m in set(module.modules()) and isinstance(m, _LINEAR)]
-    if not inside:
+def _inside(model: nn.Module, item: str | nn.Module, trace: _Trace) -> list[nn.Module]:
+    """The linear layers that a given module is, or that its output leads back to."""
+    module = _resolved(model, item, trace)
+    within = set(module.modules())
+    if not any(layer in within for layer in trace.inputs):
         raise ValueError(
             f"`head` must be or contain a linear layer that the forward pass uses, got "
-            f"{names[module]!r} ({type(module).__name__}). Linear layers that the model uses: "
-            f"{[names[m] for m in fired if isinstance(m, _LINEAR)]}."
+            f"{trace.names[module]!r} ({type(module).__name__}). Linear layers that the model "
+            f"uses: {trace.linear()}."
         )
-    return inside[-1]
+    if module in trace.inputs:
+        return [module]
+    # A list of layers is never called itself: what counts then is the output of the model.
+    ends, _ = trace.ends(trace.outputs.get(module, trace.output))
+    ends = [layer for layer in ends if layer in within]
+    trained = [layer for layer in ends if any(p.requires_grad for p in layer.parameters())]
+    if not ends or not all(layer in trace.inputs for layer in ends):
+        problem = f"that ends in {trace.listed(ends)}"
+    elif trained and len(trained) < len(ends):  # an adapter beside the layer that it adapts
+        problem = f"that adds up trained and frozen layers {trace.listed(ends)}"
+    else:
+        return ends
+    raise ValueError(
+        f"`head` must end in linear layers that are all trained, got {trace.names[module]!r} "
+        f"({type(module).__name__}) {problem}. Pass one or a list of those to match: "
+        f"{trace.linear(within)}."
+    )
 
 
-def _trace(
-    model: nn.Module, forward: Callable[[], Tensor]
-) -> tuple[list[nn.Module], list[nn.Module]]:
-    """The layers with parameters that the output leads back to first, and all in firing order."""
-    origin: dict[Any, nn.Module] = {}
-    fired: list[nn.Module] = []
-
-    def record(module: nn.Module, args: Any, output: Any) -> None:
-        fired.append(module)
-        if isinstance(output, Tensor) and output.grad_fn is not None:
-            origin[output.grad_fn] = module
-
-    hooks = [
-        module.register_forward_hook(record)
-        for module in model.modules()
-        if next(module.children(), None) is None
-        and next(module.parameters(recurse=False), None) is not None
-    ]
-    try:
-        output = forward()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    terminal: dict[nn.Module, None] = {}
-    stack, seen = [output.grad_fn], set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node in origin:
-            terminal[origin[node]] = None
-        elif (variable := getattr(node, "variable", None)) is not None and variable.ndim > 1:
+def _resolved(model: nn.Module, item: str | nn.Module, trace: _Trace) -> nn.Module:
+    if isinstance(item, str):
+        if item not in set(trace.names.values()):
             raise ValueError(
-                "`head` could not be found: the output depends on a parameter of shape "
-                f"{tuple(variable.shape)} that is used outside any layer. Pass head=<name or "
-                f"module> of a linear layer in {type(model).__name__}."
+                f"`head` must name a module of {type(model).__name__}, got {item!r}. "
+                f"Linear layers that the model uses: {trace.linear()}."
             )
-        else:
-            stack.extend(parent for parent, _ in node.next_functions)
-    return list(terminal), fired
+        return model.get_submodule(item)
+    if not isinstance(item, nn.Module):
+        raise TypeError(
+            f"`head` must be a module, its name, or a list of them, got {type(item).__name__}. "
+            f"Linear layers that the model uses: {trace.linear()}."
+        )
+    module = unwrap(item)
+    if module not in trace.names:
+        raise ValueError(
+            f"`head` must be a module inside {type(model).__name__}, got a "
+            f"{type(module).__name__} that is not part of it. Pass its name instead."
+        )
+    return module
 
 
-class HeadRecorder:
-    """Records the input features f and the output z of the heads during a forward pass.
+class _Trace:
+    """What one forward pass tells of the layers: their order, inputs and way to the output.
 
-    The outputs are cut out of the graph and made its leaves, so that ``∂ℓ/∂z`` comes from the
-    model's real output, whatever it does after the head: several heads averaged, a distillation
-    or an auxiliary head, a scale.
+    A layer is a linear one, or a module without children that has parameters.
     """
 
-    def __init__(self, heads: Mapping[str, nn.Module]) -> None:
-        self._heads = dict(heads)
-        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
-
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Hooks are on the heads inside this block only."""
+    def __init__(self, model: nn.Module, forward: Callable[[], Tensor]) -> None:
+        self.names = {module: name for name, module in model.named_modules()}
+        self.inputs: dict[nn.Module, tuple[int, ...]] = {}  # shapes, of linear layers that fired
+        self.outputs: dict[nn.Module, list[Any]] = {}  # nodes of the graph, of every module
+        self._origin: dict[Any, nn.Module] = {}
         hooks = [
-            m.register_forward_hook(self._hook(name), with_kwargs=True)
-            for name, m in self._heads.items()
+            module.register_forward_hook(self._record, with_kwargs=True) for module in self.names
         ]
         try:
-            yield
+            output = forward()
         finally:
-            self.clear()
             for hook in hooks:
                 hook.remove()
+        self.output = [output.grad_fn]
 
-    def _hook(self, name: str) -> Callable[..., Tensor]:
-        def record(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-        ) -> Tensor:
-            leaf = output.detach().requires_grad_()
-            features = args[0] if args else next(iter(kwargs.values()))
-            self._seen.setdefault(name, []).append((features.detach(), leaf))
-            # A copy, since an in-place activation behind the head would change what was recorded.
-            return leaf.clone()
+    def _record(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        nodes = [part.grad_fn for part in _tensors(output) if part.grad_fn is not None]
+        self.outputs.setdefault(module, []).extend(nodes)
+        if isinstance(module, LINEAR):
+            first = next(_tensors([args, kwargs]), None)
+            self.inputs[module] = () if first is None else tuple(first.shape)
+        elif any(True for _ in module.children()):
+            return
+        if any(True for _ in module.parameters()):
+            self._origin.update(dict.fromkeys(nodes, module))
 
-        return record
+    def ends(self, nodes: Iterable[Any]) -> tuple[list[nn.Module], tuple[int, ...] | None]:
+        """The layers that these nodes lead back to first, and the shape of a matrix in no layer."""
+        found: dict[nn.Module, None] = {}
+        loose = None
+        stack, seen = list(nodes), set()
+        while stack:
+            node = stack.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            variable = getattr(node, "variable", None)
+            if node in self._origin:
+                found[self._origin[node]] = None
+            elif variable is not None and sum(size > 1 for size in variable.shape) > 1:
+                loose = tuple(variable.shape)
+            else:
+                stack.extend(parent for parent, _ in node.next_functions)
+        order = list(self.names)
+        return sorted(found, key=order.index), loose
 
-    def clear(self) -> None:
-        """Forget a forward pass that was not completed."""
-        self._seen.clear()
+    def linear(self, within: set[nn.Module] | None = None) -> list[str]:
+        """Names of the linear layers that fired, without frozen ones where others are trained."""
+        layers = [layer for layer in self.inputs if within is None or layer in within]
+        trained = [m for m in layers if any(p.requires_grad for p in m.parameters())]
+        return [self.names[layer] for layer in trained or layers]
 
-    def take(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The features (n, p), with a constant 1 for the bias, and outputs of the last forward.
+    def listed(self, layers: Iterable[nn.Module]) -> str:
+        ends = (f"{self.names[m] or '(the model itself)'!r} ({type(m).__name__})" for m in layers)
+        return f"[{', '.join(ends)}]"
 
-        Raises:
-            RuntimeError: a head did not fire exactly once.
-        """
-        features, outputs = [], []
-        for name, module in self._heads.items():
-            seen = self._seen.pop(name, [])
-            if len(seen) != 1:
-                raise RuntimeError(
-                    f"`head` {name!r} must run exactly once in a forward pass, got {len(seen)} "
-                    "runs. Name a layer that the model applies once, or uncompile the model."
-                )
-            f, z = seen[0]
-            channels = f.shape[1] if isinstance(module, nn.modules.conv._ConvNd) else f.shape[-1]
-            if f.numel() != len(f) * channels:
-                raise ValueError(
-                    f"`head` {name!r} must see one vector a sample, got input of shape "
-                    f"{tuple(f.shape)}. Name a layer behind the pooling."
-                )
-            flat = f.reshape(len(f), channels)
-            if getattr(module, "bias", None) is not None:
-                flat = torch.cat([flat, flat.new_ones(len(flat), 1)], 1)
-            features.append(flat)
-            outputs.append(z)
-        return features, outputs
 
-    def check(self, features: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
-        """The weights of the heads (C, p), once every output was found to be weight · features.
-
-        Raises:
-            ValueError: the layer does something else than a plain linear map (it normalises its
-                input, masks its weight, …), so that ``δ ⊗ f`` would not be its gradient.
-        """
-        weights = []
-        for (name, module), f, z in zip(self._heads.items(), features, outputs, strict=True):
-            weight: Any = module.weight
-            bias: Any = getattr(module, "bias", None)
-            matrix = (
-                weight.flatten(1)
-                if bias is None
-                else torch.cat([weight.flatten(1), bias[:, None]], 1)
-            )
-            exact = matrix.shape == (z[0].numel(), f.shape[1])
-            if exact:
-                expected = (f.double() @ matrix.double().T).view_as(z)
-                # Half precision and TF32 round at about 1e-3 of the terms that are added up.
-                scale = f.double().norm(dim=1).max() * matrix.double().norm(dim=1).max()
-                # NaNs compare false: they are somebody else's to report.
-                exact = not bool(((expected - z).abs() > 1e-2 * scale).any())
-            if not exact:
-                raise ValueError(
-                    f"`head` {name!r} must be a plain linear map of its input, got a "
-                    f"{type(module).__name__} whose output is not weight · input + bias. Pass the "
-                    "linear layer itself as head=."
-                )
-            weights.append(matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32)))
-        return weights
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from adaptive_subset.gradients.snapshot import preserved_modules
+
+# By name: importing torch's sharding takes seconds, and DeepSpeed may not be there.
+_SHARDED = ("DTensor", "FlatParameter", "FullyShardedDataParallel")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -28,42 +33,60 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` runs uncompiled and in eval mode; on exit it is as it was, also after an exception.
+def readable(model: Any) -> nn.Module:
+    """The module to run, taken out of its wrappers.
 
-    Restored for every module: training flag, hooks, buffers bit for bit, and the attributes that a
-    forward pass may set or fill, such as caches.
+    Raises:
+        TypeError: it is no module, or a scripted one.
+        ValueError: it has no parameters, or not all of them, or they hold no numbers.
     """
-    modules = [(module, dict(vars(module))) for module in model.modules()]
-    contents = [
-        (container, copy.copy(container))
-        for _, attributes in modules
-        for container in attributes.values()
-        if isinstance(container, (dict, list, set))
-    ]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"`model` must be a torch.nn.Module, got {_kind(model)}. Pass the module itself, not "
+            "a function around it, its class or its state."
+        )
+    module = unwrap(model)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(
+            f"`model` must be a Python module, whose layers can be watched, got a "
+            f"{type(module).__name__}. Pass the module that was scripted or traced."
+        )
+    parameters = list(module.parameters())
+    if not parameters:
+        raise ValueError("`model` must have parameters, got a module without any.")
+    kinds = {type(part).__name__ for part in (*module.modules(), *parameters)}
+    # DTensor hides behind Parameter, and DeepSpeed leaves empty tensors with a `ds_id`.
+    kinds |= {type(p.data).__name__ for p in parameters}
+    sharded = [name for name in _SHARDED if name in kinds]
+    if sharded or any(hasattr(p, "ds_id") and p.numel() == 0 for p in parameters):
+        raise ValueError(
+            "`model` must hold its parameters whole, got sharded ones (FSDP, tensor parallel or "
+            f"ZeRO: {', '.join(sharded) or 'ds_id'}). Gather a whole copy and select with that, or "
+            "take a strategy that needs no gradients."
+        )
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
+        raise ValueError(
+            "`model` must be initialised, got lazy parameters without a shape. Run it once on a "
+            "batch first."
+        )
+    if any(p.is_meta for p in parameters):
+        raise ValueError(
+            "`model` must hold numbers, got parameters on the meta device. Move it with "
+            "to_empty() and initialise it first."
+        )
+    return module
+
+
+def _kind(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
+@contextmanager
+def evaluating(model: nn.Module, criterion: Any) -> Iterator[None]:
+    """`model` runs uncompiled and in eval mode; on exit both are as they were, see snapshot."""
+    with preserved_modules(model, criterion):
         model.eval()
-        for module, _ in modules:
+        for module in model.modules():
             if "_compiled_call_impl" in vars(module):  # set by Module.compile()
                 vars(module)["_compiled_call_impl"] = None
         yield
-    finally:
-        for module, attributes in modules:
-            vars(module).clear()
-            vars(module).update(attributes)
-        for container, content in contents:
-            container.clear()
-            (container.extend if isinstance(container, list) else container.update)(content)
-        for buffer, original in buffers:
-            # Only what changed is written: autograd counts a write to a tensor that it has saved.
-            if not _same_bits(buffer, original):
-                with torch.no_grad():
-                    buffer.copy_(original)
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape:
-        return False
-    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())

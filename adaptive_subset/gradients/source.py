@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from adaptive_subset.gradients.collect import last_layer_gradients
 from adaptive_subset.gradients.head import Head
 from adaptive_subset.gradients.look_ahead import LastLayer
 from adaptive_subset.gradients.per_sample import Criterion
 from adaptive_subset.gradients.protocol import Gradients
+from adaptive_subset.gradients.snapshot import preserved_generators
 from adaptive_subset.items import split_batch
 from adaptive_subset.randomness import Purpose, preserved_random_state, seeded
 
 Pool = Dataset[Any] | Iterable[Any]
+_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+def is_map_style(data: Any) -> bool:
+    """Whether `data` is a dataset of samples: it has a length and access by index.
+
+    That is what a DataLoader asks for too: lists of samples and Hugging Face datasets are some,
+    loaders, streams and mappings are none.
+
+    Example:
+        >>> is_map_style([(torch.zeros(3), 0)]), is_map_style(iter([]))
+        (True, False)
+    """
+    return (
+        hasattr(type(data), "__len__")
+        and hasattr(type(data), "__getitem__")
+        and not isinstance(data, (DataLoader, IterableDataset, Mapping, str, bytes))
+    )
 
 
 class Reading(TypedDict, total=False):
@@ -59,8 +86,9 @@ class GradientSource:
     """A pool of samples, read through a model on demand: its last-layer gradients.
 
     Args:
-        pool: a dataset, or any iterable of batches in the order of the dataset (a DataLoader,
-            timm's loader).
+        pool: a dataset, which is anything with a length and access by index; or any other iterable,
+            of batches in the order of the dataset (a DataLoader, timm's loader). So a list holds
+            samples; read ready-made batches through ``DataLoader(batches, batch_size=None)``.
         head: the last layer, a module or its name, or a list of them; found by itself where the
             model ends in one linear layer.
         target: key or index of the target in an item, where that is not the second of a pair or
@@ -75,7 +103,8 @@ class GradientSource:
         name: what errors call the pool.
 
     Raises:
-        ValueError: a `storage_dtype` that is not floating.
+        TypeError: a pool that is neither, or an iterator, which can be read only once.
+        ValueError: a `storage_dtype` that is not floating, or a list of ready-made batches.
     """
 
     def __init__(
@@ -95,6 +124,7 @@ class GradientSource:
                 f"`storage_dtype` must be a floating dtype such as torch.float16, got "
                 f"{storage_dtype}."
             )
+        _check_pool(pool, target, name)
         self.pool = pool
         self.head = head
         self.target = target
@@ -107,8 +137,7 @@ class GradientSource:
     @property
     def size(self) -> int | None:
         """n, None for a pool of batches: their number says nothing."""
-        pool = self.pool
-        return len(pool) if isinstance(pool, Dataset) and isinstance(pool, Sized) else None
+        return len(cast("list[Any]", self.pool)) if is_map_style(self.pool) else None
 
     def over(self, pool: Pool, name: str) -> GradientSource:
         """A source that reads another pool in the same way."""
@@ -123,7 +152,8 @@ class GradientSource:
     ) -> PoolGradients:
         """The gradients of the pool for `model` as it stands; one pass.
 
-        Model and global random state are left as they were found, see `last_layer_gradients`.
+        Model, global random state and the pool's own generators are left as they were found, see
+        `last_layer_gradients`.
 
         Args:
             model: any module with a linear head.
@@ -138,16 +168,17 @@ class GradientSource:
         pool = self.pool
         if indices is not None:
             pool = Subset(cast("Dataset[Any]", pool), indices.tolist())
-        gradients, targets, weight = last_layer_gradients(
-            model,
-            self._progressing(self._batches(pool)),
-            criterion,
-            head=self.head,
-            target=self.target,
-            size=size,
-            storage_dtype=self.storage_dtype,
-            name=self.name,
-        )
+        with preserved_generators(self.pool):
+            gradients, targets, weight = last_layer_gradients(
+                model,
+                self._progressing(self._batches(pool)),
+                criterion,
+                head=self.head,
+                target=self.target,
+                size=size,
+                storage_dtype=self.storage_dtype,
+                name=self.name,
+            )
         if not gradients.is_finite():
             raise ValueError(
                 f"`{self.name}` must give finite gradients, got NaN or infinity in "
@@ -172,7 +203,7 @@ class GradientSource:
                 if isinstance(value, (Tensor, np.ndarray))
             ]
 
-        with preserved_random_state():
+        with preserved_random_state(), preserved_generators(pool):
             return any(
                 not torch.equal(first, again)
                 for index in range(min(4, self.size or 0))
@@ -182,15 +213,15 @@ class GradientSource:
 
     def _batches(self, pool: Pool) -> Iterable[Any]:
         """Batches of `pool` in its own order; a loader of the user's is taken as it is."""
-        if isinstance(pool, DataLoader) and isinstance(pool.sampler, RandomSampler):
+        if _shuffles(pool):
             raise ValueError(
-                f"`{self.name}` must be read in the order of the dataset, got a DataLoader that "
-                "shuffles. Build it with shuffle=False."
+                f"`{self.name}` must be read in the order of the dataset, got a "
+                f"{type(pool).__name__} that shuffles. Build it with shuffle=False."
             )
-        if not isinstance(pool, Dataset):
-            return pool
+        if not (is_map_style(pool) or isinstance(pool, IterableDataset)):
+            return cast("Iterable[Any]", pool)
         return DataLoader(
-            pool,
+            cast("Dataset[Any]", pool),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
@@ -209,3 +240,49 @@ class GradientSource:
             ) from None
         bar: Iterator[Any] = tqdm(batches, desc="gradients", leave=False, unit="batch")
         return bar
+
+
+def _check_pool(pool: Any, target: int | str | None, name: str) -> None:
+    kind = type(pool).__name__
+    # Some loaders are iterators that start over.
+    if isinstance(pool, Iterator) and type(pool).__module__ in ("builtins", "itertools"):
+        raise TypeError(
+            f"`{name}` must be readable at every selection, got a {kind}, which ends after one "
+            "pass. Pass what it was made from, or DataLoader(batches, batch_size=None)."
+        )
+    iterable = isinstance(pool, Iterable) and not isinstance(pool, (Mapping, str, bytes))
+    if not is_map_style(pool) and not iterable:
+        raise TypeError(
+            f"`{name}` must be a dataset with a length and access by index, or an iterable of "
+            f"batches, got a {kind}. Pass the training data without random transforms, or its "
+            "DataLoader."
+        )
+    if isinstance(pool, (list, tuple)) and len(pool) and _is_batch(pool[0], target):
+        raise ValueError(
+            f"`{name}` must hold samples where it is a {kind}, got what looks like ready-made "
+            "batches: inputs and integer targets of the same length. Pass them as "
+            "DataLoader(batches, batch_size=None)."
+        )
+
+
+def _is_batch(item: Any, target: int | str | None) -> bool:
+    """Whether `item` of a list is rather a batch than a sample: one integer label an input row."""
+    try:
+        args, kwargs, y = split_batch(item, target)
+    except TypeError:  # for the pass to report
+        return False
+    inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    return (
+        isinstance(y, Tensor)
+        and y.ndim == 1
+        and not y.is_floating_point()
+        and bool(inputs)
+        and all(value.ndim > 1 and len(value) == len(y) for value in inputs)
+    )
+
+
+def _shuffles(pool: Any) -> bool:
+    """Whether a loader draws its order; one with its own way of doing so is not seen."""
+    samplers = [getattr(pool, "sampler", None)]
+    samplers.append(getattr(getattr(pool, "batch_sampler", None), "sampler", None))
+    return any(isinstance(s, _SHUFFLING) or getattr(s, "shuffle", None) is True for s in samplers)

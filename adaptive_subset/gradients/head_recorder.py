@@ -1,0 +1,86 @@
+"""Read what goes in and out of the heads of a model during a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptive_subset.gradients.head_checks import features_of
+
+
+class HeadRecorder:
+    """Records the input features f and the output z of the heads during a forward pass.
+
+    The outputs are cut out of the graph and made its leaves, so that ``∂ℓ/∂z`` comes from the
+    model's real output, whatever it does after the head: several heads averaged, a distillation
+    or an auxiliary head, a scale. One head may lead to another, as the factors of an adapter do.
+    """
+
+    def __init__(self, heads: Mapping[str, nn.Module]) -> None:
+        self.heads = dict(heads)
+        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks are on the heads inside this block only."""
+        hooks = [
+            m.register_forward_hook(self._hook(name), with_kwargs=True)
+            for name, m in self.heads.items()
+        ]
+        try:
+            yield
+        finally:
+            self.clear()
+            for hook in hooks:
+                hook.remove()
+
+    def _hook(self, name: str) -> Callable[..., Tensor]:
+        def record(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        ) -> Tensor:
+            # Parameters are frozen, so that only another head upstream gives it a graph.
+            leaf = output if output.requires_grad else output.detach()
+            if torch.is_autocast_enabled(leaf.device.type):
+                leaf = leaf.float()  # else ∂ℓ/∂z would be rounded to half precision
+            leaf = leaf if leaf.requires_grad else leaf.requires_grad_()
+            features = args[0] if args else next(iter(kwargs.values()))
+            self._seen.setdefault(name, []).append((features.detach(), leaf))
+            # A copy, since an in-place activation behind the head would change what was recorded.
+            return leaf.clone()
+
+        return record
+
+    def clear(self) -> None:
+        """Forget a forward pass that was not completed."""
+        self._seen.clear()
+
+    def take(self, n: int) -> tuple[list[Tensor], list[Tensor]]:
+        """The features (n, p), with a constant 1 for the bias, and outputs of the last forward.
+
+        Raises:
+            RuntimeError: a head did not fire exactly once.
+            ValueError: it saw something else than one vector for each of the n samples.
+        """
+        features, outputs = [], []
+        for name, module in self.heads.items():
+            seen = self._seen.pop(name, [])
+            if len(seen) != 1:
+                raise RuntimeError(
+                    f"`head` {name!r} must run exactly once in a forward pass, got {len(seen)} "
+                    "runs. Name a layer that the model applies once, or uncompile the model."
+                )
+            f, z = seen[0]
+            flat = features_of(name, module, f)
+            if len(flat) != n:
+                raise ValueError(
+                    f"`head` {name!r} must see one row a sample, got {len(flat)} rows for {n} "
+                    "targets. A model that sees several views of a sample has no gradient of one "
+                    "row each: give the pool one view, or wrap the model to run one at a time."
+                )
+            features.append(flat)
+            outputs.append(z)
+        return features, outputs

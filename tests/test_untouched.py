@@ -1,0 +1,303 @@
+"""A selection leaves the user's model, criterion, inputs and dataset as it found them."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+from adaptive_subset import GradMatch, Selector, WeightedLoss
+from adaptive_subset.gradients.collect import last_layer_gradients
+from adaptive_subset.gradients.snapshot import preserved_modules
+from adaptive_subset.gradients.source import GradientSource
+from tests import models
+from tests.test_gradients import dense
+
+N = 12
+X = torch.randn(N, 6, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(N) % 4
+DATA = TensorDataset(X, Y)
+
+
+def run(model: nn.Module, criterion: Any = None) -> Tensor:
+    batches = [(X[:8].clone(), Y[:8]), (X[8:].clone(), Y[8:])]
+    criterion = criterion or nn.CrossEntropyLoss()
+    return dense(last_layer_gradients(model, batches, criterion)[0])
+
+
+class InPlace(nn.Module):
+    """Normalises its input where it lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = models.mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x.sub_(1).mul_(0.5))
+
+
+def test_inputs_that_a_model_writes_to_are_copies() -> None:
+    model, inputs = InPlace(), X.clone()
+    expected = dense(
+        last_layer_gradients(model.body, [((X - 1) * 0.5, Y)], nn.CrossEntropyLoss())[0]
+    )
+    batches = [(inputs, Y)]
+    for _ in range(2):
+        found = dense(last_layer_gradients(model, batches, nn.CrossEntropyLoss())[0])
+        torch.testing.assert_close(found, expected)
+    assert torch.equal(inputs, X)
+
+
+def test_targets_that_a_criterion_writes_to_are_copies() -> None:
+    def criterion(output: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+        labels = target.remainder_(2).clone()
+        return nn.functional.cross_entropy(output, labels, reduction=reduction)
+
+    y = Y.clone()
+    last_layer_gradients(models.mlp(), [(X, y)], criterion)
+    assert torch.equal(y, Y)
+
+
+class Memory(nn.Module):
+    """Writes to all that a module can hold beside parameters and buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+        self.calls = torch.zeros(3)  # no buffer
+        self.queue: deque[int] = deque([1, 2], maxlen=4)
+        self.nested = {"stats": [torch.zeros(2), {"seen": {1, 2}}], "pair": (torch.ones(2), [])}
+        self.generator = torch.Generator().manual_seed(3)
+        self.numpy = [np.random.default_rng(3)]
+        self.python = random.Random(3)
+        self.teachers = [nn.Dropout()]  # no child
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.queue.append(len(x))
+        self.nested["stats"][0].add_(1)
+        self.nested["stats"][1]["seen"].add(len(x))
+        self.nested["pair"][1].append(x)
+        self.teachers[0].eval()
+        self.nested["more"] = x
+        noise = torch.rand(1, generator=self.generator)
+        noise += self.numpy[0].random() + self.python.random()
+        return self.fc(x)
+
+
+def held(model: Memory) -> Any:
+    return copy.deepcopy(
+        {
+            "calls": model.calls,
+            "queue": list(model.queue),
+            "nested": model.nested,
+            "generators": [
+                model.generator.get_state(),
+                str(model.numpy[0].bit_generator.state),
+                str(model.python.getstate()),
+            ],
+            "training": model.teachers[0].training,
+        }
+    )
+
+
+def test_what_a_module_holds_is_put_back_at_any_depth() -> None:
+    model = Memory()
+    inner = model.nested["stats"]
+    before = held(model)
+    run(model)
+    after = held(model)
+    assert after["nested"]["stats"][1] == before["nested"]["stats"][1]
+    assert after["nested"].keys() == before["nested"].keys()
+    torch.testing.assert_close(after["nested"]["pair"], before["nested"]["pair"], rtol=0, atol=0)
+    for key in ("queue", "training"):
+        assert after[key] == before[key]
+    assert torch.equal(after["generators"][0], before["generators"][0])
+    assert after["generators"][1:] == before["generators"][1:]
+    assert torch.equal(after["calls"], before["calls"])
+    assert torch.equal(after["nested"]["stats"][0], before["nested"]["stats"][0])
+    assert model.nested["stats"] is inner
+    assert model.queue.maxlen == 4
+
+
+def test_a_tensor_that_changed_its_size_is_put_back() -> None:
+    model = nn.Module()
+    model.register_buffer("queue", torch.arange(3.0))
+    buffer = model.queue
+    with preserved_modules(model):
+        buffer.resize_(5).fill_(7)
+    assert torch.equal(model.queue, torch.arange(3.0))
+    assert model.queue is buffer
+
+
+class Weighty(nn.Module):
+    """Writes to its own parameters in a forward pass, as normalised weights are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = nn.Linear(6, 5), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.body.weight.div_(self.body.weight.norm(dim=1, keepdim=True) / 2)
+        return self.fc(self.body(x))
+
+
+def test_parameters_that_a_forward_pass_writes_to_are_copies() -> None:
+    model = Weighty()
+    state = copy.deepcopy(model.state_dict())
+    versions = [p._version for p in model.parameters()]
+    found = run(model)
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+    assert [p._version for p in model.parameters()] == versions
+    model(X)  # from now on it changes nothing but roundings
+    torch.testing.assert_close(found, run(model))
+
+
+class Module(models.TwoInputs):
+    """A model that holds its loss, as a LightningModule does."""
+
+    def __init__(self, criterion: nn.Module) -> None:
+        super().__init__()
+        self.criterion = criterion
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return self.fc(x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_criterion_inside_the_model_keeps_its_flags(training: bool, weighted: bool) -> None:
+    plain = nn.CrossEntropyLoss().train(training)
+    selector = Selector(DATA, GradMatch(), budget=4, criterion=None if weighted else plain)
+    wrapped = WeightedLoss(plain, selector) if weighted else plain
+    wrapped.train(training)
+    model = Module(wrapped)
+    model.train()
+    plain.training = training
+    wrapped.training = training
+    selector.select(model, 0)
+    assert (plain.training, wrapped.training) == (training, training)
+    assert all(m.training for m in model.modules() if m not in (plain, wrapped))
+
+
+class Counting(nn.CrossEntropyLoss):
+    """A loss with a running mean, as centred ones have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(()))
+        self.calls: list[int] = []
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        self.centre += 1
+        self.calls.append(len(output))
+        return super().forward(output, target)
+
+
+def test_the_state_of_a_criterion_is_put_back() -> None:
+    criterion = Counting()
+    run(models.mlp(), criterion)
+    assert float(criterion.centre) == 0
+    assert criterion.calls == []
+
+
+class Jitter:
+    """A transform with generators of its own."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(1)
+        self.numpy = np.random.default_rng(1)
+        self.old = np.random.RandomState(1)
+        self.python = random.Random(1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        noise = self.numpy.random() + self.old.rand() + self.python.random()
+        return x + noise + torch.rand(1, generator=self.generator)
+
+    def state(self) -> list[str]:
+        return [
+            str(self.generator.get_state().tolist()),
+            str(self.numpy.bit_generator.state),
+            str(self.old.get_state()),
+            str(self.python.getstate()),
+        ]
+
+
+class Transformed(Dataset[Any]):
+    def __init__(self, transforms: Any) -> None:
+        self.transforms = transforms
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> Any:
+        x = X[index]
+        for transform in self.transforms:
+            x = transform(x)
+        return x, Y[index]
+
+
+@pytest.mark.filterwarnings("ignore:`dataset` gives another input")
+@pytest.mark.parametrize("pool", ["dataset", "subset", "loader"])
+@pytest.mark.parametrize(
+    "hold", [lambda j: [j], lambda j: (partial(j),), lambda j: [j.__call__]], ids=str
+)
+def test_a_dataset_s_own_generators_are_put_back(pool: str, hold: Callable[[Jitter], Any]) -> None:
+    jitter = Jitter()
+    data: Any = Transformed(hold(jitter))
+    before = jitter.state()
+    assert GradientSource(data).is_augmented()
+    assert jitter.state() == before
+    pools = {"dataset": None, "subset": Subset(data, range(N)), "loader": DataLoader(data, 5)}
+    criterion = nn.CrossEntropyLoss()
+    selector = Selector(data, GradMatch(), budget=4, criterion=criterion, pool=pools[pool])
+    selector.select(models.mlp(), 0)
+    assert jitter.state() == before
+    data[0]
+    assert all(a != b for a, b in zip(jitter.state(), before, strict=True))
+
+
+def test_the_generator_of_a_loader_is_put_back() -> None:
+    generator = torch.Generator().manual_seed(0)
+    loader = DataLoader(DATA, batch_size=5, generator=generator)
+    before = generator.get_state()
+    GradientSource(loader).read(models.mlp(), nn.CrossEntropyLoss())
+    assert torch.equal(generator.get_state(), before)
+    next(iter(loader))
+    assert not torch.equal(generator.get_state(), before)  # iterating draws a seed
+
+
+def test_a_long_list_is_not_searched() -> None:
+    class Counts:
+        looked = 0
+
+        def __getattribute__(self, name: str) -> Any:
+            Counts.looked += name == "__dict__"
+            return object.__getattribute__(self, name)
+
+    data = Transformed([])
+    data.samples = [Counts() for _ in range(1000)]  # type: ignore[attr-defined]
+    GradientSource(data).read(models.mlp(), nn.CrossEntropyLoss())
+    assert Counts.looked == 0
+
+
+def test_generators_are_put_back_after_an_exception() -> None:
+    jitter = Jitter()
+
+    def fails(x: Tensor) -> Tensor:
+        raise RuntimeError("broken sample")
+
+    before = jitter.state()
+    with pytest.raises(RuntimeError, match="broken sample"):
+        GradientSource(Transformed([jitter, fails])).read(models.mlp(), nn.CrossEntropyLoss())
+    assert jitter.state() == before
