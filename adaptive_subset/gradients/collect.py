@@ -105,8 +105,8 @@ def last_layer_gradients(
             raise ValueError(f"`{name}` must yield at least one batch, got none.")
         if size is not None and len(targets) != size:
             raise ValueError(
-                f"`{name}` must yield each of its {size} samples once, in order, got {len(targets)} "
-                "samples. Check drop_last, the sampler and the length of the data."
+                f"`{name}` must yield each of its {size} samples once, in order, got "
+                f"{len(targets)} samples. Check drop_last, the sampler and the length of the data."
             )
         gradients = FactoredGradients([(d.join(), h.join()) for d, h in blocks])
         return gradients, targets.join(), weight
