@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from adaptive_subset.checks import check_state
 
 _MOST = 1024  # batches that wait to be entered
 
@@ -61,18 +64,19 @@ class LossRecord:
         """A copy of the losses."""
         return {"values": self.values}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the losses of `state`.
 
         Raises:
-            ValueError: they are those of another number of samples.
+            ValueError: they are those of another number of samples, or no losses.
         """
+        check_state("LossRecord", state, {"values": Tensor})
         values = state["values"]
-        if not isinstance(values, Tensor) or values.shape != self._values.shape:
-            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        if values.shape != self._values.shape or not values.is_floating_point():
             raise ValueError(
-                f"`state` must hold the losses of {len(self)} samples, got {got}. Load the state "
-                "of a run on the same dataset."
+                f"`state` must hold the losses of {len(self)} samples, got "
+                f"{tuple(values.shape)} of {values.dtype}. Load the state of a run on the same "
+                "dataset."
             )
         self._waiting.clear()
         self._values = values.detach().to("cpu", torch.float32, copy=True)

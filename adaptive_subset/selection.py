@@ -8,11 +8,15 @@ Symbols used throughout the package: ``n`` candidates, ``k`` budget, ``C`` class
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from adaptive_subset.checks import check_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,26 +79,40 @@ class Selection:
         return {k: v.clone() if isinstance(v, Tensor) else v for k, v in vars(self).items()}
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any], n: int) -> Selection:
-        """The selection that `state_dict` was taken from, of a dataset of `n` samples.
+    def from_state_dict(cls, state: Mapping[str, Any], n: int, k: int | None = None) -> Selection:
+        """The selection that `state_dict` was taken from, of `k` (if known) of `n` samples.
 
         Raises:
-            ValueError: indices out of range, or weights that do not fit them or are not finite.
+            ValueError: indices out of range, or weights that do not fit them, are not finite or of
+                no positive sum; or not the fields of a selection.
         """
-        indices, weights = state["indices"].clone(), state["weights"].clone()
+        check_state("Selection", state, {"indices": Tensor, "weights": Tensor, "epoch": int})
+        if unknown := set(state) - {f.name for f in fields(cls)}:
+            raise ValueError(f"`state` must be that of a Selection, got it with {sorted(unknown)}.")
+        indices, weights = state["indices"].detach().cpu(), state["weights"].detach().cpu()
         problem = None
         if indices.ndim != 1 or weights.shape != indices.shape or not len(indices):
             problem = f"indices {tuple(indices.shape)} and weights {tuple(weights.shape)}"
+        elif k not in (None, len(indices)):
+            problem = f"{len(indices)} where {k} were selected"
+        elif indices.dtype != torch.int64 or not weights.is_floating_point():
+            problem = f"indices of {indices.dtype} and weights of {weights.dtype}"
         elif int(indices.min()) < 0 or int(indices.max()) >= n:
             problem = f"indices from {int(indices.min())} to {int(indices.max())}"
-        elif not bool(torch.isfinite(weights).all()):
-            problem = "weights that are not finite"
+        elif not bool(torch.isfinite(weights).all()) or not float(weights.sum()) > 0:
+            problem = "weights that are not finite or have no positive sum"
         if problem is not None:
             raise ValueError(
                 f"`state` must hold indices in [0, {n - 1}] with one finite weight each, got "
                 f"{problem}. The checkpoint is damaged, or that of another dataset."
             )
-        return cls(**{**state, "indices": indices, "weights": weights})
+        copies = {"indices": indices.clone(), "weights": weights.to(torch.float32, copy=True)}
+        return cls(**{**state, **copies})
+
+    def fingerprint(self) -> str:
+        """The same for two selections exactly where they deliver the same, for the same epoch."""
+        parts = (self.indices.numpy().tobytes(), self.loss_weights.numpy().tobytes())
+        return hashlib.sha256(b"".join((*parts, str(self.epoch).encode()))).hexdigest()[:16]
 
     def __str__(self) -> str:
         errors = (self.relative_error, self.trained_error)
@@ -111,13 +129,3 @@ class Selection:
         figures = {f.name: getattr(self, f.name) for f in fields(self)}
         del figures["indices"], figures["weights"]
         return {"size": len(self), "effective_size": self.effective_size, **figures}
-
-
-def check_configuration(name: str, here: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Raise a ValueError where a saved configuration is not that of the object `here`."""
-    if here != saved:
-        differing = {k: (saved.get(k), here[k]) for k in here if saved.get(k) != here[k]}
-        raise ValueError(
-            f"`state` must come from a {name} with the same arguments, got (saved, here): "
-            f"{differing}. Construct it as in the interrupted run."
-        )

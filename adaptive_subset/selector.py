@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,11 +12,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from adaptive_subset.candidate_pool import CandidatePool
+from adaptive_subset.checks import check_configuration, check_state, loss, natural, number, shown
 from adaptive_subset.distributed import on_first_rank
 from adaptive_subset.gradients.per_sample import Criterion
 from adaptive_subset.gradients.source import GradientSource, Reading, is_map_style
 from adaptive_subset.loss_record import LossRecord
-from adaptive_subset.selection import Selection, check_configuration
+from adaptive_subset.outcome import as_selection
+from adaptive_subset.selection import Selection
 from adaptive_subset.sizing import sizing
 from adaptive_subset.strategies import STRATEGIES, Candidates, Strategy
 from adaptive_subset.strategies.smallest import smallest_choice
@@ -115,6 +116,12 @@ class Selector:
                 f"{', '.join([*(['pool'] if pool is not None else []), *reading])} beside it. "
                 "Give those to the GradientSource."
             )
+        if unknown := sorted(set(reading) - set(Reading.__annotations__)):
+            raise TypeError(
+                f"`reading` must be {', '.join(Reading.__annotations__)}, got {unknown}."
+            )
+        if source is not None and not isinstance(source, GradientSource):
+            raise TypeError(f"`source` must be a GradientSource, got {shown(source)}.")
         self.dataset: Dataset[Any] = dataset
         self.strategy: Strategy = strategy
         self.sizing = sizing(
@@ -126,13 +133,14 @@ class Selector:
             size_varies=size_varies,
         )
         source = source or GradientSource(dataset if pool is None else pool, **reading)
-        self.pool = CandidatePool(n, source, fraction=pool_fraction, validation=validation)
+        fraction = number("pool_fraction", pool_fraction)
+        self.pool = CandidatePool(n, source, fraction=fraction, validation=validation)
         self.pool.check(strategy, self.sizing.budget)
         self.weights = weights
-        self.seed = seed
+        self.seed = natural("seed", seed)
         self.selection: Selection | None = None
         self.losses = LossRecord(n) if strategy.needs_losses else None
-        self._criterion = criterion
+        self._criterion = None if criterion is None else loss(criterion)
         self._bound: Criterion | None = None
         self._is_driven = False
 
@@ -165,7 +173,7 @@ class Selector:
                 "`selector` is held by two losses and cannot tell which one's gradients to match, "
                 "got a second WeightedLoss. Pass criterion= to the Selector."
             )
-        self._bound = criterion
+        self._bound = loss(criterion)
 
     def drive(self) -> None:
         """Say that a sampler asks for the selections from now on; `AdaptiveSubsetSampler` calls it.
@@ -208,22 +216,15 @@ class Selector:
         else:
             budget = candidates.n if size is None else size
             choice = self.strategy.choose(candidates, budget, seed=self.seed, epoch=epoch)
-        weights = choice.weights.detach().to("cpu", torch.float32) * (len(self) / candidates.n)
-        matched, error = self.weights == "matched", candidates.relative_error(choice)
-        of_mean_one = choice.weights * (candidates.n / choice.weights.sum())
-        trained = replace(choice, weights=of_mean_one)
-        selection = Selection(
-            indices=indices[choice.positions.cpu()],
-            weights=weights,
+        selection = as_selection(
+            choice,
+            candidates,
+            indices,
+            len(self),
+            matched=self.weights == "matched",
             epoch=epoch,
-            batch_size=choice.batch_size,
-            objective=choice.objective,
-            relative_error=error,
-            trained_error=error if matched else candidates.relative_error(trained),
-            filled=choice.filled,
             forward_seconds=forward_seconds,
             solver_seconds=time.perf_counter() - start - forward_seconds,
-            unit=len(self) / len(weights) if matched else None,
         )
         logger.info(
             "epoch %d: selected %d of %d samples, %s", epoch, len(selection), len(self), selection
@@ -241,6 +242,8 @@ class Selector:
             )
         if not self.strategy.needs_gradients:
             return torch.arange(len(self)), Candidates(len(self), losses=losses)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"`model` must be a nn.Module, got {shown(model)}.")
         if self.criterion is None:
             raise RuntimeError(
                 "`criterion` must be known to compute gradients, got none. Pass criterion= to the "
@@ -271,16 +274,27 @@ class Selector:
             "losses": None if self.losses is None else self.losses.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def saved_selection(self, state: Mapping[str, Any]) -> Selection | None:
+        """The selection in what `state_dict` returned; raises as `load_state_dict` does."""
+        check_state("Selector", state, {"configuration": Mapping, "selection": object})
+        check_configuration("selector", self.configuration(), state["configuration"])
+        if state["selection"] is None:
+            return None
+        return Selection.from_state_dict(state["selection"], len(self), self.sizing.budget)
+
+    def depends_on(self, saved: Selection | None, *, is_due: bool) -> bool:
+        """Whether the next selection depends on a state (losses, the size found) with `saved`."""
+        finds_size = self.sizing.budget is None and not self.sizing.varies
+        return self.losses is not None or (is_due and finds_size and saved is not None)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken; a state that does not fit changes nothing.
 
         Raises:
             ValueError: it is that of a selector with other arguments, or is corrupt.
         """
-        check_configuration("selector", self.configuration(), state["configuration"])
-        selection = None
-        if state["selection"] is not None:
-            selection = Selection.from_state_dict(state["selection"], len(self))
+        selection = self.saved_selection(state)
         if self.losses is not None:
+            check_state("Selector", state, {"losses": Mapping})
             self.losses.load_state_dict(state["losses"])
         self.selection = selection

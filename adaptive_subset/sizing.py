@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from adaptive_subset.checks import flag, number, whole
 from adaptive_subset.strategies import Strategy
 
 
@@ -34,6 +35,7 @@ def sizing(
     """What the arguments of `Selector` say.
 
     Raises:
+        TypeError: one of them is no number, or a budget is no whole one.
         ValueError: not exactly one of the three for a strategy that takes a size, or one that is
             not in range.
     """
@@ -44,12 +46,13 @@ def sizing(
             f"`tolerance` must be given, got fraction={fraction}, budget={budget} and "
             f"tolerance={tolerance} for {strategy!r}."
         )
-    if size_varies and (fraction is not None or budget is not None):
+    if flag("size_varies", size_varies) and (fraction is not None or budget is not None):
         raise ValueError(
             "`size_varies` must be False for a fixed `fraction` or `budget`, got True. Give a "
             "`tolerance` instead."
         )
     if tolerance is not None:
+        tolerance = number("tolerance", tolerance)
         if not 0 < tolerance < 1:
             raise ValueError(f"`tolerance` must be in (0, 1), got {tolerance}.")
         if not strategy.needs_gradients:
@@ -59,13 +62,14 @@ def sizing(
     if not given or tolerance is not None:
         return Sizing(None, tolerance, size_varies or strategy.sizes_itself)
     if fraction is not None:
+        fraction = number("fraction", fraction)
         if not 0 < fraction <= 1:
             raise ValueError(
                 f"`fraction` must be in (0, 1], got {fraction}. Pass `budget=` for a number of "
                 "samples."
             )
         budget = max(1, round(fraction * n))
-    assert budget is not None
+    budget = whole("budget", budget)
     if not 1 <= budget <= n:
         raise ValueError(
             f"`budget` must be in [1, {n}], got {budget}. Pass `fraction=` to size it relative to "

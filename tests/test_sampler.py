@@ -109,7 +109,7 @@ def test_set_epoch_never_selects() -> None:
     sampler.set_epoch(5)
     assert sampler.selection is None
     with pytest.raises(RuntimeError, match=r"epoch 5 is due for a selection.*maybe_reselect"):
-        iter(sampler)
+        next(iter(sampler))
     with pytest.raises(ValueError, match="`epoch` must be at least 0"):
         sampler.set_epoch(-1)
 
@@ -117,11 +117,39 @@ def test_set_epoch_never_selects() -> None:
 def test_an_epoch_that_missed_its_selection_is_not_run_on_the_old_one() -> None:
     sampler = make(every=2)
     sampler.maybe_reselect(model(), 0)
+    state = sampler.state_dict()
+    sampler = make(every=2)
+    sampler.load_state_dict(state)  # of a run whose loop goes on with set_epoch alone
     sampler.set_epoch(1)
     assert len(list(sampler)) == 10
     sampler.set_epoch(2)
     with pytest.raises(RuntimeError, match="epoch 2 is due"):
-        iter(sampler)
+        next(iter(sampler))
+
+
+@pytest.mark.parametrize("other", [0, 2])
+def test_set_epoch_never_overrules_maybe_reselect(other: int) -> None:
+    """Accelerate calls it with a count of its own, which starts at 0 after a restart."""
+    sampler, net = make(every=4), model()
+    for epoch in range(2):
+        sampler.set_epoch(epoch)  # as in loops for DistributedSampler, before or after
+        sampler.maybe_reselect(net, epoch)
+        sampler.set_epoch(epoch)
+        assert len(list(sampler)) == 10
+    sampler.set_epoch(other)
+    with pytest.raises(RuntimeError, match=rf"last maybe_reselect, 1, got {other} from set_epoch"):
+        next(iter(sampler))
+    sampler.maybe_reselect(net, 2)
+    assert len(list(sampler)) == 10
+
+
+def test_an_epoch_begins_with_its_first_index() -> None:
+    """Lightning makes the iterator before its hooks run."""
+    sampler, net = make(every=1), model()
+    early = iter(sampler)
+    selection = sampler.maybe_reselect(net, 0)
+    assert selection is not None
+    assert sorted(early) == sorted(selection.indices.tolist())
 
 
 def test_the_order_is_a_pure_function_of_seed_epoch_and_selection() -> None:
@@ -137,7 +165,7 @@ def test_the_order_is_a_pure_function_of_seed_epoch_and_selection() -> None:
     first.maybe_reselect(net, 1)
     assert before != epoch_of(first)
     assert sorted(before) == sorted(epoch_of(first))
-    first.set_epoch(0)
+    first.maybe_reselect(net, 0)
     assert before == epoch_of(first)
 
 
@@ -198,7 +226,7 @@ def test_chosen_batches_stay_together_in_the_loader() -> None:
     loader: DataLoader[int] = DataLoader(range(N), 4, sampler=sampler)  # type: ignore[arg-type]
     orders = []
     for epoch in range(2):
-        sampler.set_epoch(epoch)
+        sampler.maybe_reselect(model(), epoch)
         orders.append([tuple(batch.tolist()) for batch in loader])
         assert set(orders[-1]) == chosen
     assert orders[0] != orders[1]
@@ -247,8 +275,8 @@ def test_resampling_refuses_negative_weights() -> None:
     selection = sampler.maybe_reselect(model(), 0)
     assert selection is not None
     selection.weights[0] = -0.1
-    with pytest.raises(ValueError, match="weights of at least 0"):
-        iter(sampler)
+    with pytest.raises(ValueError, match='`weighting` must be "loss" for negative weights'):
+        next(iter(sampler))
 
 
 @nothing_is_saved
@@ -303,7 +331,8 @@ def test_saved_state_is_a_snapshot() -> None:
     state = sampler.state_dict()
     before = copy.deepcopy(state)
     sampler.maybe_reselect(net, 1)
-    assert len(state["history"]) == len(before["history"]) == 1
+    assert state["history"] == before["history"]
+    assert len(state["history"]["selections"]) == 1
     saved, earlier = state["selector"]["selection"], before["selector"]["selection"]
     assert torch.equal(saved["indices"], earlier["indices"])
     assert sampler.selection is not None
@@ -371,13 +400,19 @@ def test_an_epoch_resumes_in_the_middle() -> None:
     sampler.maybe_reselect(model(), 0)
     iterator = iter(sampler)
     head = [next(iterator) for _ in range(4)]
-    state = iterator.state_dict()  # type: ignore[attr-defined]
+    state = iterator.state_dict()
     resumed = iter(sampler)
-    resumed.load_state_dict(state)  # type: ignore[attr-defined]
+    resumed.load_state_dict(state)
     assert head + list(resumed) == list(sampler)
-    sampler.set_epoch(1)
-    with pytest.raises(ValueError, match="Load the sampler's state first"):
-        iter(sampler).load_state_dict(state)  # type: ignore[attr-defined]
+    sampler.maybe_reselect(model(), 1)
+    other = iter(sampler)
+    other.load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r"index 4 of 10 in epoch 0, and 10 .* in epoch 1"):
+        next(other)
+    with pytest.raises(ValueError, match="`state` must hold a position in"):
+        other.load_state_dict({**state, "position": 11})
+    with pytest.raises(ValueError, match=r"sampler's iterator returned, got a dict without 'size'"):
+        other.load_state_dict({"epoch": 0, "position": 4})
 
 
 @pytest.mark.parametrize("workers", [0, 2])

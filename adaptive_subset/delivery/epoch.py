@@ -1,52 +1,86 @@
-"""One epoch of indices: in which order a selection is walked through, and by whom."""
+"""One epoch of indices: in which order it is walked through, by whom, and from where."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from adaptive_subset.checks import check_state
+from adaptive_subset.delivery.tags import TaggedIndex
 from adaptive_subset.randomness import Purpose, resample, seeded
 
 
-def order_of(weights: Tensor, *, by_weight: bool, seed: int, epoch: int) -> Tensor:
-    """The rows of `weights` (units, unit) in the order of the epoch, each once, or `by_weight`.
+def in_order(
+    indices: Tensor,
+    weights: Tensor,
+    *,
+    resampled: bool,
+    seed: int,
+    epoch: int,
+    shares: tuple[int, int],
+) -> list[int]:
+    """The indices of one process in an epoch, each with its weight.
+
+    Args:
+        indices: (units, unit) int64; the samples of a unit stay together.
+        weights: of the same shape.
+        resampled: whether units are repeated in proportion to their weight, and indices have none.
+        seed, epoch: of the order.
+        shares: how many processes there are, and which one this is; each gets as many units.
 
     Raises:
         ValueError: negative weights, by which nothing can be repeated.
     """
     units = torch.arange(len(weights))
-    if by_weight:
+    if resampled:
         if float(weights.min()) < 0:
             raise ValueError(
-                'weighting="resample" needs weights of at least 0, got '
-                f"{float(weights.min()):g}. Use a strategy with non-negative weights."
+                '`weighting` must be "loss" for negative weights, got "resample" and a weight of '
+                f"{float(weights.min()):g}. Use a strategy with weights of at least 0."
             )
         units = resample(weights[:, 0], len(units), seeded(seed, epoch, Purpose.RESAMPLING))
-    return units[torch.randperm(len(units), generator=seeded(seed, epoch, Purpose.ORDER))]
-
-
-def share_of(order: Tensor, num_replicas: int, rank: int) -> Tensor:
-    """Every `num_replicas`-th of `order`, as many for each rank."""
-    return order[: len(order) // num_replicas * num_replicas][rank::num_replicas]
+    order = units[torch.randperm(len(units), generator=seeded(seed, epoch, Purpose.ORDER))]
+    processes, rank = shares
+    share = order[: len(order) // processes * processes][rank::processes]
+    chosen = indices[share].flatten().tolist()
+    if resampled:
+        return chosen
+    tagged = zip(chosen, weights[share].flatten().tolist(), strict=True)
+    return [TaggedIndex(index, weight) for index, weight in tagged]
 
 
 class Epoch(Iterator[int]):
     """One pass over the indices of an epoch, resumable in the middle (torchdata's protocol).
 
+    It begins with the first index that is asked for, so that what loops and loaders do between
+    making an iterator and using it (select, load a state) still counts.
+
     Args:
-        epoch: which one.
-        indices: of this rank, in order.
+        begin: tells which epoch it is and the indices of this rank, in order.
         finished: called at the end with the seconds that the pass took.
     """
 
-    def __init__(self, epoch: int, indices: list[int], finished: Callable[[float], None]) -> None:
-        self._epoch, self._indices, self._finished = epoch, indices, finished
-        self._position, self._start = 0, time.perf_counter()
+    def __init__(
+        self, begin: Callable[[], tuple[int, list[int]]], finished: Callable[[float], None]
+    ) -> None:
+        self._begin, self._finished = begin, finished
+        self._epoch: int | None = None
+        self._indices: list[int] = []
+        self._position, self._start = 0, 0.0
+        self._saved: dict[str, Any] | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an index was asked for."""
+        return self._epoch is not None
 
     def __next__(self) -> int:
+        if not self.has_begun:
+            self._enter()
         if self._position == len(self._indices):
             self._finished(time.perf_counter() - self._start)
             self._start = time.perf_counter()
@@ -54,13 +88,43 @@ class Epoch(Iterator[int]):
         self._position += 1
         return self._indices[self._position - 1]
 
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self._epoch, "position": self._position}
+    def _enter(self) -> None:
+        epoch, indices = self._begin()
+        saved, position = self._saved, 0
+        if saved is not None:
+            same = saved["epoch"] == epoch and saved["size"] == len(indices)
+            # At the end of an epoch a loader that resumes goes on with a fresh iterator.
+            over = saved["epoch"] < epoch and saved["position"] == saved["size"]
+            if not same and not over:
+                raise RuntimeError(
+                    f"`state` must be of the epoch that the sampler is at, got that of index "
+                    f"{saved['position']} of {saved['size']} in epoch {saved['epoch']}, and "
+                    f"{len(indices)} indices in epoch {epoch}. Load sampler.state_dict() and call "
+                    "maybe_reselect(model, epoch) with the epoch that was interrupted; to start "
+                    "another one, do not load the loader's state."
+                )
+            position = saved["position"] if same else len(indices)
+        self._epoch, self._indices, self._position = epoch, indices, position
+        self._start = time.perf_counter()
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        if state["epoch"] != self._epoch:
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch, position in it and its length; before it began what was loaded."""
+        if not self.has_begun:
+            return self._saved or {"epoch": -1, "position": 0, "size": 0}
+        return {"epoch": self._epoch, "position": self._position, "size": len(self._indices)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ValueError: it is corrupt. Whether it is of the epoch that the sampler is at is seen
+                when the epoch begins, a RuntimeError.
+        """
+        check_state("sampler's iterator", state, dict.fromkeys(("epoch", "position", "size"), int))
+        if not 0 <= state["position"] <= state["size"]:
             raise ValueError(
-                f"`state` must be of the epoch that the sampler is at, got {state['epoch']} and "
-                f"{self._epoch}. Load the sampler's state first."
+                f"`state` must hold a position in [0, {state['size']}], got {state['position']}. "
+                "The checkpoint is damaged."
             )
-        self._position = state["position"]
+        self._saved = dict(state) if state["position"] > 0 else None
+        self._epoch = None

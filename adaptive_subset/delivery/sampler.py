@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
+from adaptive_subset.checks import check_configuration, check_state, natural, shown
+from adaptive_subset.delivery.attach import attached
+from adaptive_subset.delivery.clock import Clock
 from adaptive_subset.delivery.dataset import TaggedDataset
-from adaptive_subset.delivery.epoch import Epoch, order_of, share_of
-from adaptive_subset.delivery.tags import TaggedIndex
-from adaptive_subset.distributed import agree, world
+from adaptive_subset.delivery.epoch import Epoch, in_order
+from adaptive_subset.delivery.history import History
+from adaptive_subset.delivery.schedule import Schedule
+from adaptive_subset.delivery.sharding import Sharding
+from adaptive_subset.distributed import agree
 from adaptive_subset.randomness import shard
-from adaptive_subset.selection import Selection, check_configuration
+from adaptive_subset.selection import Selection
 from adaptive_subset.selector import Selector
+
+_FIELDS = {"configuration": Mapping, "epoch": int, "history": Mapping, "selector": Mapping}
 
 
 class AdaptiveSubsetSampler(Sampler[int]):
@@ -48,6 +53,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
             rank 0 selects for all.
 
     Raises:
+        TypeError: an argument of another type.
         ValueError: an argument out of range, fewer samples than ranks, or a selector that serves
             another sampler.
     """
@@ -64,76 +70,59 @@ class AdaptiveSubsetSampler(Sampler[int]):
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
-        every = selector.strategy.every if every is None else every
-        if every < 1:
-            raise ValueError(f"`every` must be at least 1 epoch, got {every}.")
-        if not 0 <= warm_start <= 1:
-            raise ValueError(
-                f"`warm_start` must be in [0, 1], got {warm_start}. It is a share of `epochs`."
-            )
-        if warm_start > 0 and epochs is None:
-            raise ValueError(
-                f"`epochs` must be given for a warm start of {warm_start}, got None. Pass the "
-                "number of epochs of the whole run."
-            )
+        if not isinstance(selector, Selector):
+            raise TypeError(f"`selector` must be a Selector, got {shown(selector)}. Build one.")
         if weighting not in ("loss", "resample"):
             raise ValueError(f'`weighting` must be "loss" or "resample", got {weighting!r}.')
-        if (num_replicas is None) != (rank is None):
-            raise ValueError(
-                "`num_replicas` and `rank` must be given together, got "
-                f"num_replicas={num_replicas} and rank={rank}."
-            )
-        if num_replicas is not None and rank is not None and not 0 <= rank < num_replicas:
-            raise ValueError(f"`rank` must be in [0, {num_replicas - 1}], got {rank}.")
+        strategy = selector.strategy
+        every = strategy.every if every is None else every
         self.selector = selector
         self.dataset = TaggedDataset(selector.dataset, selector.pool.source.target)
-        self.every = every
-        self.warm_epochs = round(warm_start * epochs) if epochs is not None else 0
         self.weighting = weighting
-        self.seed = seed
-        self.epoch = 0
-        self.history: list[dict[str, Any]] = []
-        self._sharding = None if num_replicas is None or rank is None else (num_replicas, rank)
-        self._train_seconds = 0.0
-        self._warned = False
-        self._unit = selector.strategy.batch_size or 1
+        self.seed = natural("seed", seed)
+        self._schedule = Schedule.of(every, epochs, warm_start)
+        self._sharding = Sharding.of(num_replicas, rank)
+        self._unit = strategy.batch_size or 1
+        self._clock = Clock()
+        self._history = History(len(self.dataset))
         if selector.size is None and self.warm_epochs:
             raise ValueError(
                 f"`warm_start` must be 0 where the first selection sets the size of an epoch, got "
                 f"{warm_start}. Give the Selector a `fraction` or a `budget`."
             )
-        if selector.strategy.needs_losses and num_replicas is not None and num_replicas > 1:
-            raise ValueError(
-                f"`num_replicas` must be 1 for {selector.strategy!r}, got {num_replicas}: "
-                "each process would know the losses of its own samples only."
-            )
-        if selector.size is not None and self._sharding is not None:
-            self._check_size()
+        if self._sharding.said is not None:
+            self._sharding.check(strategy, selector.size)
         selector.drive()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration is for."""
+        return self._clock.epoch
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The figures of each selection so far, see `Selection.summary`."""
+        return self._history.selections
+
+    @property
+    def every(self) -> int:
+        """R, epochs from one selection to the next."""
+        return self._schedule.every
+
+    @property
+    def warm_epochs(self) -> int:
+        """Epochs before the first selection."""
+        return self._schedule.warm_epochs
 
     @property
     def num_replicas(self) -> int:
         """How many processes share an epoch."""
-        return self._shares()[0]
+        return self._sharding.shares()[0]
 
     @property
     def rank(self) -> int:
         """Which one of them this is."""
-        return self._shares()[1]
-
-    def _shares(self) -> tuple[int, int]:
-        # Asked for when it is used: a process group may start after the sampler was made.
-        if self._sharding is not None:
-            return self._sharding
-        processes, rank = world()
-        if processes > 1:
-            raise RuntimeError(
-                f"`num_replicas` and `rank` must be given in a run of {processes} processes, got "
-                f"neither: use num_replicas={processes}, rank={rank} where this sampler gives each "
-                "process its share, num_replicas=1, rank=0 where a framework (Accelerate, Hugging "
-                "Face's Trainer) shards the loader by itself."
-            )
-        return 1, 0
+        return self._sharding.shares()[1]
 
     @property
     def selection(self) -> Selection | None:
@@ -144,41 +133,30 @@ class AdaptiveSubsetSampler(Sampler[int]):
         """Samples that this rank gets in an epoch.
 
         Raises:
-            TypeError: it is not known before the first selection (a `tolerance`, or a strategy that
-                sizes itself). A TypeError is what ``list(sampler)`` takes for "no length".
+            TypeError: the first selection will tell it (a `tolerance`, or a strategy that sizes
+                itself). A TypeError is what ``list(sampler)`` takes for "no length".
         """
-        return self._size // self._unit // self.num_replicas * self._unit
-
-    @property
-    def _size(self) -> int:
-        """k, the samples that all ranks together get in an epoch."""
-        if self.selector.size is not None:
-            return self.selector.size
-        if self.selection is None:
+        size, selection = self.selector.size, self.selection
+        if size is None and selection is None:
             raise TypeError(
                 "the length of an epoch follows from the first selection, and there is none yet. "
                 "Call `sampler.maybe_reselect(model, epoch)` before `len`."
             )
-        return len(self.selection)
-
-    def _check_size(self) -> None:
-        if len(self) == 0:
-            raise ValueError(
-                f"`budget` must give each of {self.num_replicas} ranks at least {self._unit} "
-                f"samples, got {self._size}. Choose a larger budget."
-            )
+        units = (size or len(selection or ())) // self._unit
+        return units // self.num_replicas * self._unit
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that the next iteration is for. Never selects."""
-        if epoch < 0:
-            raise ValueError(f"`epoch` must be at least 0, got {epoch}.")
-        self.epoch = epoch
+        """Set the epoch that the next iteration is for. Never selects.
+
+        After `maybe_reselect` it may only repeat what that was called with.
+        """
+        self._clock.set(epoch)
 
     def maybe_reselect(self, model: nn.Module, epoch: int) -> Selection | None:
         """Select a new subset if this epoch is due for one; the one call that selects.
 
-        Call it at the start of every epoch, before iterating over the loader, on all ranks. A
-        second call in an epoch does nothing.
+        Call it at the start of every epoch, before iterating over the loader, on all ranks; the
+        order is that of `epoch` then. A second call in an epoch does nothing.
 
         Args:
             model: as it stands; left as it was found.
@@ -186,97 +164,84 @@ class AdaptiveSubsetSampler(Sampler[int]):
 
         Returns:
             The new selection, or None where the current one (or the warm start) goes on.
+
+        Raises:
+            RuntimeError: the ranks differ in anything that matters; see also `Selector.select`.
         """
-        self.set_epoch(epoch)
-        due = self._is_due(epoch)
-        configuration = {**self._configuration(), **self.selector.configuration()}
-        agree({"epoch": epoch, "due": due, "num_replicas": self.num_replicas, **configuration})
-        if not due:
+        agree(lambda: self._question(epoch))
+        self._clock.ask(epoch)
+        if not self._schedule.is_due(self.epoch, self.selection):
             return None
-        selection = self.selector.select(model, epoch)
-        self._check_size()
-        self.history.append(selection.summary())
-        self._warn_if_wasteful()
+        selection = self.selector.select(model, self.epoch)
+        self._sharding.check(self.selector.strategy, len(selection))
+        self._history.note(selection)
+        if self.selector.strategy.needs_gradients:
+            self._history.warn_if_wasteful(self.every)
         return selection
+
+    def _question(self, epoch: int) -> dict[str, Any]:
+        epoch = natural("epoch", epoch)
+        self._sharding.check(self.selector.strategy, None)
+        return {
+            "epoch": epoch,
+            "due": self._schedule.is_due(epoch, self.selection),
+            "selection": None if self.selection is None else self.selection.fingerprint(),
+            "num_replicas": self.num_replicas,
+            "rank": self.rank,
+            **self._configuration(),
+            **self.selector.configuration(),
+        }
 
     def attach(self, loader: DataLoader[Any]) -> DataLoader[Any]:
         """A loader like `loader`, with all its settings, that reads the adaptive subset.
 
-        A DataLoader does not let its dataset or sampler be replaced, so use what is returned in
-        place of the given one. That one stays as it was.
+        Use what is returned in place of the given one, which stays as it was: a DataLoader does
+        not let its dataset or sampler be replaced.
 
         Raises:
+            TypeError: no DataLoader.
             ValueError: a loader over other data, or one whose batches a sampler cannot steer.
         """
-        inner = loader.dataset
-        if inner is not self.selector.dataset and inner is not self.dataset:
-            raise ValueError(
-                f"`loader` must read the dataset of the selector, got one over another "
-                f"{type(inner).__name__}. Give the Selector `loader.dataset`."
-            )
-        if isinstance(inner, IterableDataset) or type(loader.batch_sampler) is not BatchSampler:
-            raise ValueError(
-                "`loader` must form batches by `batch_size` from a sampler, got "
-                f"batch_sampler={loader.batch_sampler!r}. Build it with batch_size=."
-            )
-        attached = copy.copy(loader)
-        batches = BatchSampler(self, loader.batch_sampler.batch_size, loader.drop_last)
-        # DataLoader.__setattr__ refuses these three; a fresh copy has no workers to mislead yet.
-        attached.__dict__.update(
-            dataset=self.dataset, sampler=self, batch_sampler=batches, _iterator=None
-        )
-        return attached
+        return attached(loader, self, self.dataset)
 
-    def __iter__(self) -> Iterator[int]:
-        return Epoch(self.epoch, self._indices(), self._finish)
+    def __iter__(self) -> Epoch:
+        """The indices of the epoch; which one that is counts when the first is asked for."""
+        return self._clock.watch(Epoch(self._begin, self._finish))
+
+    def _begin(self) -> tuple[int, list[int]]:
+        self._clock.check()
+        indices = self._indices()
+        self._clock.knows_past()
+        return self.epoch, indices
 
     def _finish(self, seconds: float) -> None:
-        self._train_seconds += seconds
-
-    def _is_due(self, epoch: int) -> bool:
-        if epoch < self.warm_epochs:
-            return False
-        return self.selection is None or self._period(self.selection.epoch) != self._period(epoch)
-
-    def _period(self, epoch: int) -> int:
-        return (epoch - self.warm_epochs) // self.every
+        self._history.train_seconds += seconds
 
     def _indices(self) -> list[int]:
         """The indices of this rank in this epoch, each with its weight."""
         unit = self._unit
         if self.epoch < self.warm_epochs:
-            indices = shard(len(self.dataset), self._size, self.epoch, self.seed).view(-1, unit)
+            size = self.selector.size
+            assert size is not None  # a warm start needs one
+            indices = shard(len(self.dataset), size, self.epoch, self.seed).view(-1, unit)
             weights = torch.ones(indices.shape)
         else:
-            if self._is_due(self.epoch) or self.selection is None:
+            selection = self.selection
+            if selection is None or self._schedule.is_due(self.epoch, selection):
                 raise RuntimeError(
                     f"epoch {self.epoch} is due for a selection and has none. Call "
                     "`sampler.maybe_reselect(model, epoch)` before iterating over the loader."
                 )
-            indices = self.selection.indices.view(-1, unit)
-            weights = self.selection.loss_weights.view(-1, unit)
-        resampled = self.weighting == "resample"
-        order = order_of(weights, by_weight=resampled, seed=self.seed, epoch=self.epoch)
-        share = share_of(order, self.num_replicas, self.rank)
-        chosen = indices[share].flatten().tolist()
-        if resampled:
-            return chosen
-        tagged = zip(chosen, weights[share].flatten().tolist(), strict=True)
-        return [TaggedIndex(index, weight) for index, weight in tagged]
-
-    def _warn_if_wasteful(self) -> None:
-        if self._warned or not self.selector.strategy.needs_gradients:
-            return
-        spent = sum(entry["forward_seconds"] + entry["solver_seconds"] for entry in self.history)
-        saved = self._train_seconds * (len(self.dataset) / self._size - 1)
-        if len(self.history) > 1 and spent > saved:
-            self._warned = True
-            warnings.warn(
-                f"selections have taken {spent:.3g} s so far, more than the {saved:.3g} s that the "
-                f"smaller epochs saved. Select less often (every={self.every}), speed up the pass "
-                "over the pool (batch_size=, num_workers=) or choose a strategy without gradients.",
-                stacklevel=3,
-            )
+            indices = selection.indices.view(-1, unit)
+            weights = selection.loss_weights.view(-1, unit)
+        return in_order(
+            indices,
+            weights,
+            resampled=self.weighting == "resample",
+            seed=self.seed,
+            epoch=self.epoch,
+            shares=self._sharding.shares(),
+        )
 
     def _configuration(self) -> dict[str, Any]:
         return {
@@ -289,26 +254,46 @@ class AdaptiveSubsetSampler(Sampler[int]):
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to go on with the same indices, weights and order.
 
-        Holds copies of tensors and plain values only, so ``torch.load(weights_only=True)`` reads
-        it. The indices are those of all ranks together: saving rank 0's is enough.
+        Copies of tensors and plain values, so ``torch.load(weights_only=True)`` reads it. The
+        indices are those of all ranks together: saving rank 0's is enough.
         """
         return {
             "configuration": self._configuration(),
             "epoch": self.epoch,
-            "history": [dict(entry) for entry in self.history],
-            "train_seconds": self._train_seconds,
+            "history": self._history.state_dict(),
             "selector": self.selector.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken; a state that does not fit changes nothing.
 
+        Call it before `maybe_reselect`. A loader that saves its sampler (torchdata's) calls it
+        once more when it is iterated over, by then too late: what is known here wins.
+
         Raises:
-            ValueError: the state is that of a sampler with other arguments, which would go on
-                differently, or is corrupt.
+            ValueError: it is that of a sampler with other arguments, or is corrupt.
+            RuntimeError: only the loader's state was loaded, and what was selected meanwhile
+                depends on it or contradicts it.
         """
+        check_state("AdaptiveSubsetSampler", state, _FIELDS)
         check_configuration("sampler", self._configuration(), state["configuration"])
-        self.selector.load_state_dict(state["selector"])
-        self.epoch = state["epoch"]
-        self.history = [dict(entry) for entry in state["history"]]
-        self._train_seconds = state["train_seconds"]
+        epoch = natural("epoch", state["epoch"])
+        saved = self.selector.saved_selection(state["selector"])
+        history = History(len(self.dataset))
+        history.load_state_dict(state["history"])
+        is_newer = False  # whether the selection here is one that was due since
+        if self._clock.is_in_loader:
+            now, here = max(epoch, self.epoch), self.selection
+            is_newer = self._schedule.is_due(now, saved)
+            same = (here and here.fingerprint()) == (saved and saved.fingerprint())
+            depends = self.selector.depends_on(saved, is_due=is_newer)
+            if not self._clock.takes(epoch, same=same, depends=depends):
+                return
+            epoch = now
+        if is_newer:
+            history.selections += self.history
+        else:
+            self.selector.load_state_dict(state["selector"])
+        self._history = history
+        self._clock.set(epoch)
+        self._clock.knows_past()

@@ -1,0 +1,111 @@
+"""What callers write and checkpoints hold: the rules that many arguments share."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+def whole(name: str, value: Any) -> int:
+    """`value` as an int: ints, also NumPy's and those in a tensor of one element.
+
+    Raises:
+        TypeError: anything else; a float too, that of a whole number included.
+    """
+    try:
+        if not isinstance(value, (bool, np.bool_)):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"`{name}` must be a whole number, got {shown(value)}.")
+
+
+def natural(name: str, value: Any) -> int:
+    """`value` as an int of at least 0: an epoch, a seed.
+
+    Raises:
+        TypeError: no whole number.
+        ValueError: a negative one.
+    """
+    if (n := whole(name, value)) < 0:
+        raise ValueError(f"`{name}` must be at least 0, got {n}.")
+    return n
+
+
+def number(name: str, value: Any) -> float:
+    """`value` as a float: real numbers, also NumPy's. NaN is left to the caller's range.
+
+    Raises:
+        TypeError: anything else; a bool too.
+    """
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return float(value)
+    raise TypeError(f"`{name}` must be a number, got {shown(value)}.")
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value` if it is True or False.
+
+    Raises:
+        TypeError: anything else; "false" and 0 too, of which the first would count as true.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False, got {shown(value)}.")
+    return value
+
+
+def loss(criterion: T) -> T:
+    """`criterion` if it can be called as a loss.
+
+    Raises:
+        TypeError: it cannot, or is a class.
+    """
+    if isinstance(criterion, type) or not callable(criterion):
+        raise TypeError(
+            "`criterion` must be a loss to call with outputs and targets, got "
+            f"{shown(criterion)}. Pass an instance such as nn.CrossEntropyLoss()."
+        )
+    return criterion
+
+
+def shown(value: Any) -> str:
+    """`value` as it is written, or the name of its type where that would be long."""
+    if value is None or isinstance(value, (bool, Real, str)):
+        return repr(value)
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return f"a {type(value).__name__}"
+
+
+def check_state(name: str, state: Any, fields: Mapping[str, Any]) -> None:
+    """Raise a ValueError where `state` has not the `fields`, by name and type, of a `name`'s."""
+    problem = None
+    if not isinstance(state, Mapping):
+        problem = shown(state)
+    elif missing := [key for key in fields if key not in state]:
+        problem = f"a dict without {', '.join(map(repr, missing))}"
+    else:
+        for key, kind in fields.items():
+            if not isinstance(state[key], kind) or isinstance(state[key], bool):
+                problem = f"{shown(state[key])} as its {key!r}"
+    if problem is not None:
+        raise ValueError(
+            f"`state` must be what the state_dict() of a {name} returned, got {problem}. The "
+            "checkpoint is damaged, or that of something else."
+        )
+
+
+def check_configuration(name: str, here: dict[str, Any], saved: Mapping[str, Any]) -> None:
+    """Raise a ValueError where a saved configuration is not that of the object `here`."""
+    if here != saved:
+        differing = {k: (saved.get(k), here[k]) for k in here if saved.get(k) != here[k]}
+        raise ValueError(
+            f"`state` must come from a {name} with the same arguments, got (saved, here): "
+            f"{differing}. Construct it as in the interrupted run."
+        )

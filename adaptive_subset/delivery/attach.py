@@ -1,0 +1,47 @@
+"""An existing DataLoader, made to read the adaptive subset."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
+
+from adaptive_subset.checks import shown
+from adaptive_subset.delivery.dataset import TaggedDataset
+
+
+def attached(
+    loader: DataLoader[Any], sampler: Sampler[int], dataset: TaggedDataset
+) -> DataLoader[Any]:
+    """See `AdaptiveSubsetSampler.attach`.
+
+    Args:
+        loader: over `dataset`, or over what that wraps; stays as it is.
+        sampler: what the new loader reads by.
+        dataset: what the new loader reads.
+    """
+    if not isinstance(loader, DataLoader):
+        raise TypeError(f"`loader` must be a DataLoader, got {shown(loader)}.")
+    inner, batches = loader.dataset, loader.batch_sampler
+    if inner is not dataset and inner is not dataset.dataset:
+        raise ValueError(
+            f"`loader` must read the dataset of the selector, got one over another "
+            f"{type(inner).__name__}. Give the Selector `loader.dataset`."
+        )
+    # torchdata's loaders form batches in the same way, by a class of their own that has a state.
+    known = type(batches) is BatchSampler or type(batches).__module__.startswith("torchdata.")
+    if isinstance(inner, IterableDataset) or not isinstance(batches, BatchSampler) or not known:
+        raise ValueError(
+            "`loader` must form batches by `batch_size` from a sampler, got "
+            f"batch_sampler={batches!r}. Build it with batch_size=."
+        )
+    new = copy.copy(loader)
+    # DataLoader.__setattr__ refuses these three; a fresh copy has no workers to mislead yet.
+    new.__dict__.update(
+        dataset=dataset,
+        sampler=sampler,
+        batch_sampler=type(batches)(sampler, batches.batch_size, batches.drop_last),
+        _iterator=None,
+    )
+    return new

@@ -1,0 +1,83 @@
+"""Which epoch it is, and who said so."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from adaptive_subset.checks import natural
+from adaptive_subset.delivery.epoch import Epoch
+
+
+class Clock:
+    """The epoch of a sampler. What `maybe_reselect` was last called with is never overruled.
+
+    Others say it too: `set_epoch` (DDP loops, Lightning, Accelerate by a count of its own) and
+    states that are loaded. torchdata's loader loads the sampler's state each time that it resumes,
+    inside its ``__iter__``: after `maybe_reselect`, and as old as its prefetching is ahead.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self._asked: int | None = None
+        self._knows_past = False  # a state was loaded, or an epoch was begun
+        self._latest: weakref.ref[Epoch] | None = None
+
+    def set(self, epoch: int) -> None:
+        """What `set_epoch` or a state says."""
+        self.epoch = natural("epoch", epoch)
+
+    def ask(self, epoch: int) -> None:
+        """What `maybe_reselect` says."""
+        self.epoch = self._asked = natural("epoch", epoch)
+
+    def check(self) -> None:
+        """Raise a RuntimeError where the epoch is not that of the last `maybe_reselect`."""
+        if self._asked not in (None, self.epoch):
+            raise RuntimeError(
+                f"`epoch` must be that of the last maybe_reselect, {self._asked}, got {self.epoch} "
+                "from set_epoch or a state that was loaded since. Call maybe_reselect(model, "
+                "epoch) for every epoch, after loading a state too, and pass the same epoch to a "
+                "loader that counts by itself: loader.set_epoch(epoch)."
+            )
+
+    def knows_past(self) -> None:
+        """Say that from now on what is known here is newer than what a loader may have saved."""
+        self._knows_past = True
+
+    def watch(self, iterator: Epoch) -> Epoch:
+        """`iterator`, known as the one that a loader has just made."""
+        self._latest = weakref.ref(iterator)
+        return iterator
+
+    @property
+    def is_in_loader(self) -> bool:
+        """Whether somebody holds an iterator and took nothing from it: a loader that resumes."""
+        latest = None if self._latest is None else self._latest()
+        return latest is not None and not latest.has_begun
+
+    def takes(self, epoch: int, *, same: bool, depends: bool) -> bool:
+        """Whether what a loader has saved in `epoch` is news, as it is where nothing else is known.
+
+        Args:
+            epoch: of the state.
+            same: it holds the selection that is current here.
+            depends: what was selected since could depend on what it holds.
+
+        Raises:
+            RuntimeError: it contradicts what is known, or comes too late.
+        """
+        if self._knows_past:
+            fits = epoch < self.epoch or (epoch == self.epoch and same)
+        else:
+            fits = not depends and (self._asked is None or epoch <= self._asked)
+        if not fits:
+            raise RuntimeError(
+                f"`state` must be loaded before maybe_reselect, got that of epoch {epoch} out of "
+                f"the loader at epoch {self.epoch}. Load sampler.state_dict() of the same moment "
+                "by itself, then call maybe_reselect(model, epoch)."
+            )
+        return not self._knows_past
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_latest": None}  # a weak reference cannot be pickled

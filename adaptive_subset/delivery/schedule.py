@@ -1,0 +1,55 @@
+"""Which epochs of a run are warm-up, and which are due for a selection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adaptive_subset.checks import number, whole
+from adaptive_subset.selection import Selection
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A warm start, then a selection every R epochs.
+
+    Args:
+        every: R, epochs from one selection to the next.
+        warm_epochs: those before the first selection.
+    """
+
+    every: int
+    warm_epochs: int
+
+    @classmethod
+    def of(cls, every: int, epochs: int | None, warm_start: float) -> Schedule:
+        """What the arguments of `AdaptiveSubsetSampler` say.
+
+        Raises:
+            TypeError: one of them is no number, or no whole one.
+            ValueError: one of them is out of range, or a warm start without `epochs`.
+        """
+        every, warm_start = whole("every", every), number("warm_start", warm_start)
+        epochs = None if epochs is None else whole("epochs", epochs)
+        if every < 1:
+            raise ValueError(f"`every` must be at least 1 epoch, got {every}.")
+        if epochs is not None and epochs < 1:
+            raise ValueError(f"`epochs` must be at least 1, got {epochs}.")
+        if not 0 <= warm_start <= 1:
+            raise ValueError(
+                f"`warm_start` must be in [0, 1], got {warm_start:g}. It is a share of `epochs`."
+            )
+        if warm_start > 0 and epochs is None:
+            raise ValueError(
+                f"`epochs` must be given for a warm start of {warm_start}, got None. Pass the "
+                "number of epochs of the whole run."
+            )
+        return cls(every, round(warm_start * (epochs or 0)))
+
+    def is_due(self, epoch: int, selection: Selection | None) -> bool:
+        """Whether `epoch` needs a selection that `selection`, the current one, is not."""
+        if epoch < self.warm_epochs:
+            return False
+        return selection is None or self._period(selection.epoch) != self._period(epoch)
+
+    def _period(self, epoch: int) -> int:
+        return (epoch - self.warm_epochs) // self.every

@@ -1,0 +1,164 @@
+"""Saved states: what is damaged or of something else changes nothing; rolling back works."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from adaptive_subset import AdaptiveSubsetSampler, GradMatch, LossSampling, Selector, WeightedLoss
+from tests import models
+
+pytestmark = pytest.mark.filterwarnings("ignore:selections have taken")  # small problems
+
+N = 40
+DATA = TensorDataset(torch.randn(N, 6), torch.arange(N) % 4)
+
+
+def make(strategy: Any = None, **options: Any) -> AdaptiveSubsetSampler:
+    selector = Selector(DATA, strategy or GradMatch(), fraction=0.25)
+    WeightedLoss(nn.CrossEntropyLoss(), selector)
+    return AdaptiveSubsetSampler(selector, **{"every": 1, **options})
+
+
+def deeper(state: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    *parents, last = path.split(".")
+    for name in parents:
+        state = state[name]
+    return state, last
+
+
+GONE = object()
+DAMAGES: list[tuple[str, Any, str]] = [
+    ("configuration", GONE, "AdaptiveSubsetSampler returned, got a dict without 'configuration'"),
+    ("configuration", None, "got None as its 'configuration'"),
+    ("epoch", GONE, "a dict without 'epoch'"),
+    ("epoch", "3", "'3' as its 'epoch'"),
+    ("epoch", 1.5, "1.5 as its 'epoch'"),
+    ("epoch", -1, "`epoch` must be at least 0, got -1"),
+    ("history", [], "a list as its 'history'"),
+    ("history.selections", {}, "History returned, got a dict as its 'selections'"),
+    ("history.selections", [1], "History returned, got 1"),
+    ("history.selections", [{"size": 3}], "without 'forward_seconds', 'solver_seconds'"),
+    ("history.train_seconds", "1", "'1' as its 'train_seconds'"),
+    ("selector", GONE, "a dict without 'selector'"),
+    ("selector.configuration", {}, "from a selector with the same arguments"),
+    ("selector.selection", GONE, "Selector returned, got a dict without 'selection'"),
+    ("selector.selection", [1, 2], "Selection returned, got a list"),
+    ("selector.selection.indices", GONE, "Selection returned, got a dict without 'indices'"),
+    ("selector.selection.indices", [0] * 10, "a list as its 'indices'"),
+    ("selector.selection.indices", torch.ones(10), "indices of torch.float32"),
+    ("selector.selection.indices", torch.arange(10) + 31, "indices from 31 to 40"),
+    ("selector.selection.indices", torch.arange(10) - 1, "indices from -1 to 8"),
+    ("selector.selection.indices", torch.ones(5, 2).long(), r"indices \(5, 2\) and weights"),
+    ("selector.selection.weights", torch.ones(9), r"indices \(10,\) and weights \(9,\)"),
+    ("selector.selection.weights", torch.full((10,), torch.nan), "not finite"),
+    ("selector.selection.weights", torch.zeros(10), "no positive sum"),
+    ("selector.selection.epoch", None, "None as its 'epoch'"),
+    ("selector.selection.size", 3, r"that of a Selection, got it with \['size'\]"),
+    ("selector.losses", None, "Selector returned, got None as its 'losses'"),
+    ("selector.losses", {}, "LossRecord returned, got a dict without 'values'"),
+    ("selector.losses.values", torch.ones(39), r"losses of 40 samples, got \(39,\)"),
+    ("selector.losses.values", torch.ones(40).long(), r"got \(40,\) of torch.int64"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), DAMAGES)
+def test_a_damaged_state_changes_nothing(path: str, value: Any, message: str) -> None:
+    sampler = make(LossSampling())
+    sampler.maybe_reselect(models.mlp(), 0)
+    state, before = sampler.state_dict(), sampler.state_dict()
+    sampler.maybe_reselect(models.mlp(), 1)
+    after, selection = sampler.state_dict(), sampler.selection
+    place, name = deeper(state, path)
+    place[name] = value
+    if value is GONE:
+        del place[name]
+    with pytest.raises(ValueError, match=message):
+        sampler.load_state_dict(state)
+    assert sampler.selection is selection
+    for key in ("epoch", "history", "configuration"):
+        assert sampler.state_dict()[key] == after[key]
+    sampler.load_state_dict(before)
+    assert sampler.epoch == 0
+
+
+@pytest.mark.parametrize("state", [None, [], "epoch", {}, {"net": 1}, models.mlp().state_dict()])
+def test_a_state_of_something_else_is_refused(state: Any) -> None:
+    with pytest.raises(ValueError, match=r"must be what the state_dict.. of a AdaptiveSubsetSam"):
+        make().load_state_dict(state)
+    with pytest.raises(ValueError, match=r"must be what the state_dict.. of a Selector returned"):
+        make().selector.load_state_dict(state)
+
+
+def test_a_selection_that_lost_samples_is_refused() -> None:
+    sampler = make()
+    sampler.maybe_reselect(models.mlp(), 0)
+    state = sampler.state_dict()
+    for name in ("indices", "weights"):
+        state["selector"]["selection"][name] = state["selector"]["selection"][name][:9]
+    with pytest.raises(ValueError, match="one finite weight each, got 9 where 10 were selected"):
+        sampler.load_state_dict(state)
+
+
+def unused(sampler: AdaptiveSubsetSampler) -> None:
+    iter(sampler)
+
+
+def half_used(sampler: AdaptiveSubsetSampler) -> Any:
+    iterator = iter(sampler)
+    next(iterator)
+    return iterator
+
+
+def used(sampler: AdaptiveSubsetSampler) -> Any:
+    return list(sampler)
+
+
+@pytest.mark.parametrize("use", [unused, half_used, used])
+def test_rolling_back_by_hand_takes_all(use: Callable[[AdaptiveSubsetSampler], Any]) -> None:
+    """At any time outside of a loader's own load, whatever was selected since."""
+    sampler, net = make(every=2), models.mlp()
+    sampler.maybe_reselect(net, 0)
+    sampler.maybe_reselect(net, 1)
+    state, order = copy.deepcopy(sampler.state_dict()), list(sampler)
+    with torch.no_grad():
+        next(net.parameters()).neg_()
+    sampler.maybe_reselect(net, 2)
+    kept = use(sampler)
+    gc.collect()
+    assert sorted(sampler.state_dict()["selector"]["selection"]["indices"]) != sorted(order)
+    sampler.load_state_dict(state)
+    assert sampler.epoch == 1
+    assert len(sampler.history) == 1
+    with pytest.raises(RuntimeError, match="last maybe_reselect, 2, got 1 from set_epoch or a sta"):
+        list(sampler)
+    assert sampler.maybe_reselect(net, 1) is None
+    assert list(sampler) == order
+    del kept
+
+
+def test_a_sampler_in_use_can_be_copied_and_pickled() -> None:
+    sampler = make()
+    sampler.maybe_reselect(models.mlp(), 0)
+    iterator = iter(sampler)
+    next(iterator)
+    for twin in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):
+        assert list(twin) == list(sampler)
+
+
+def test_states_moved_to_another_device_or_dtype_come_back() -> None:
+    sampler = make()
+    sampler.maybe_reselect(models.mlp(), 0)
+    state, order = sampler.state_dict(), [(int(i), i.weight) for i in sampler]  # type: ignore[attr-defined]
+    saved = state["selector"]["selection"]
+    saved["weights"] = saved["weights"].double()
+    sampler.load_state_dict(state)
+    assert [(int(i), i.weight) for i in sampler] == order  # type: ignore[attr-defined]
