@@ -258,11 +258,23 @@ def _pruned() -> nn.Module:
     return layer
 
 
+class Mask(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * (torch.arange(8) % 2)
+
+
+def _masked_weight_norm() -> nn.Module:
+    layer = parametrizations.weight_norm(nn.Linear(8, 4))
+    nn.utils.parametrize.register_parametrization(layer, "weight", Mask())
+    return layer
+
+
 @pytest.mark.parametrize("head", [None, "2"])
 @pytest.mark.parametrize(
     ("layer", "parameter"),
     [
         (_pruned, "weight_orig"),
+        (_masked_weight_norm, "parametrizations.weight"),
         (lambda: InsideLoRA(8, 4), "lora_A"),
         (lambda: parametrizations.spectral_norm(nn.Linear(8, 4)), "parametrizations.weight"),
         (lambda: parametrizations.orthogonal(nn.Linear(8, 4)), "parametrizations.weight"),
@@ -375,7 +387,7 @@ def test_what_is_no_model_is_named(model: Any, error: Any, message: str) -> None
         gradients_of(model)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
 def test_a_scripted_model_is_refused() -> None:
     with pytest.raises(TypeError, match=r"must be a Python module.*got a RecursiveScriptModule"):
         gradients_of(torch.jit.script(models.mlp()))

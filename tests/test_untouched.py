@@ -163,6 +163,18 @@ def test_parameters_that_a_forward_pass_writes_to_are_copies() -> None:
     torch.testing.assert_close(found, run(model))
 
 
+def test_a_head_that_is_written_to_is_no_last_layer_to_look_ahead_with() -> None:
+    class Head(Weighty):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.fc.weight.mul_(0.5)
+            return self.fc(self.body(x))
+
+    batches, loss = [(X, Y)], nn.CrossEntropyLoss()
+    assert last_layer_gradients(Head(), batches, loss)[2] is None
+    assert last_layer_gradients(Weighty(), batches, loss)[2] is not None
+
+
 class Module(models.TwoInputs):
     """A model that holds its loss, as a LightningModule does."""
 

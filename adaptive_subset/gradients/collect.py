@@ -135,8 +135,9 @@ class _Backward:
             find_heads(model, head, partial(self._forward, copies, args, kwargs))
         )
         # A model that writes to its parameters in a forward pass goes on writing to copies.
+        self._written = {name for name, p in copies.items() if p._version != untouched[name]}
         self._frozen = {
-            name: p.detach() if copies[name]._version == untouched[name] else p.detach().clone()
+            name: p.detach().clone() if name in self._written else p.detach()
             for name, p in model.named_parameters()
         }
 
@@ -173,7 +174,9 @@ class _Backward:
         first = leaves[0].to(output.dtype)
         if len(leaves) > 1 or first.shape != output.shape or not torch.equal(first, output):
             return None
-        (module,) = self.recorder.heads.values()
+        ((name, module),) = self.recorder.heads.items()
+        if any(key.removeprefix(f"{name}.") in ("weight", "bias") for key in self._written):
+            return None
         weight = weight_of(module).detach()
         return weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
 
