@@ -36,9 +36,8 @@ def target_key(item: Any, target: int | str | None) -> Any:
         TypeError: it is not where `target` says, or not found without a hint.
     """
     names = names_of(item)
-    guesses = [name for name in _NAMES if name in names]
-    if isinstance(item, (tuple, list)) and len(item) == 2:
-        guesses = [1]
+    pair = isinstance(item, (tuple, list)) and len(item) == 2
+    guesses: list[Any] = [1] if pair else [name for name in _NAMES if name in names]
     key = target if target is not None else guesses[0] if len(guesses) == 1 else None
     if key is not None and key in names:
         named = isinstance(item, tuple) and isinstance(key, str)
@@ -58,7 +57,8 @@ def target_key(item: Any, target: int | str | None) -> Any:
 def names_of(item: Any) -> list[Any]:
     """Positions, keys of a mapping, or names of an object's attributes, in slots or not."""
     if isinstance(item, (tuple, list)):
-        return [*range(-len(item), len(item)), *getattr(item, "_fields", ())]
+        size = len(item)
+        return [*range(size), *range(-size, 0), *getattr(item, "_fields", ())]
     if isinstance(item, Mapping):
         return list(item)
     slots = [getattr(kind, "__slots__", ()) for kind in reversed(type(item).__mro__)]
@@ -69,10 +69,7 @@ def names_of(item: Any) -> list[Any]:
 
 def field(item: Any, key: Any) -> Any:
     """What `item` holds there."""
-    held = isinstance(item, (tuple, list, Mapping)) and not (
-        isinstance(item, tuple) and isinstance(key, str)
-    )
-    return item[key] if held else getattr(item, key)
+    return item[key] if isinstance(item, (tuple, list, Mapping)) else getattr(item, key)
 
 
 def replaced(item: Any, key: Any, value: Any) -> Any:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from adaptive_subset import TaggedDataset, TaggedIndex, WeightedLoss
+from adaptive_subset import TaggedDataset, TaggedIndex, WeightedLoss, WeightedTarget, retag
 
 N, CLASSES = 24, 3
 WEIGHTS = torch.linspace(0.1, 1.9, N)  # mean one, all different
@@ -288,6 +290,31 @@ SHAPE_OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "counting from one": lambda y: (y + 1) - 1,
     "one class against the rest": lambda y: (y == 2).long(),
     "reversed labels": lambda y: 2 - y,
+    "where": lambda y: torch.where(y > 1, 0, y),
+    "masked_fill": lambda y: y.masked_fill(y == 1, 0),
+    "masked_fill with a plain mask": lambda y: y.masked_fill(torch.ones(5, dtype=torch.bool), 0),
+    "masked_fill_": lambda y: y.masked_fill_(y == 1, 0),
+    "assignment of a number": lambda y: (y.__setitem__(y == 1, 0), y)[1],
+    "in place": lambda y: y.add_(1).sub_(1),
+    "bool": lambda y: (y.bool().byte()).long(),
+    "log1p": lambda y: torch.log1p(y.float()).round().long(),
+    "floor division": lambda y: y // 2 + 5 // (y + 3),
+    "operators": lambda y: (2 - abs(-y)) % CLASSES & 1 | 0,
+    "view_as": lambda y: y.view_as(torch.zeros(5, 1)).view(-1),
+    "transpose": lambda y: y[:, None, None].expand(5, 2, 3).transpose(1, 2)[:, 0, 1],
+    "torch.add": lambda y: torch.sub(torch.add(y, 1), other=1),
+    "torch.eq": lambda y: torch.eq(y, other=2).long(),
+    "clone by keyword": lambda y: torch.clone(input=y),
+    "type": lambda y: (y.type(), y.type(torch.int32).type_as(y))[1],
+    "read by numpy": lambda y: (y.numpy().sum(), np.asarray(y).sum(), y)[2],
+    "data": lambda y: (y.data == 1).long() + 0 * y,
+    "smoothing": lambda y: F.one_hot(y, CLASSES) * 0.9 + 0.1 / CLASSES,
+    "class weights": lambda y: F.one_hot(y, CLASSES) * torch.tensor([0.1, 0.2, 0.7]),
+    "a teacher": lambda y: WeightedTarget.like(torch.rand(5, CLASSES).softmax(1), y),
+    "a teacher and labels": lambda y: (
+        0.3 * F.one_hot(y, CLASSES)
+        + 0.7 * WeightedTarget.like(torch.rand(5, CLASSES).softmax(1), y)
+    ),
 }
 
 
@@ -306,7 +333,21 @@ def assign_rows(y: Tensor) -> Tensor:
 
 
 LOUD: dict[str, Callable[[Tensor], Tensor]] = {
-    "mixing labels": lambda y: 0.3 * F.one_hot(y, CLASSES) + 0.7 * F.one_hot(y.flip(0), CLASSES),
+    "mixing to more than one": lambda y: (0.3 * y + 0.8 * y.flip(0)).long(),
+    "extrapolating": lambda y: (1.3 * y + -0.3 * y.flip(0)).long(),
+    "mixing with plain labels": lambda y: (0.3 * y + 0.7 * y.plain().flip(0)).long(),
+    "adding plain labels by keyword": lambda y: y.add(other=y.plain().flip(0)) % CLASSES,
+    "comparing with labels of others": lambda y: torch.eq(y, other=y.plain().flip(0)).long(),
+    "choosing labels of others": lambda y: torch.where(y > 1, y, y.flip(0)),
+    "labels along columns": lambda y: (y[:, None] + y).diagonal() % CLASSES,
+    "a limit by row": lambda y: y.clamp(max=torch.arange(5)),
+    "other data": lambda y: (setattr(y, "data", y.plain().flip(0)), y)[1],
+    "writing to data": lambda y: (y.data.copy_(y.plain().flip(0)), y)[1],
+    "another library's memory": lambda y: (torch.from_dlpack(y), y)[1],
+    "resizing": lambda y: y.unsqueeze_(1).squeeze_(1),
+    "bits": lambda y: y.view(torch.int32)[::2],
+    "numbers of repetitions": lambda y: torch.repeat_interleave(torch.ones_like(y) + 0 * y)[:5] % 3,
+    "into a tensor of one's own": lambda y: torch.add(y, 0, out=torch.zeros(5).long()),
     "adding labels": lambda y: (y + y.flip(0)) % CLASSES,
     "sorting": lambda y: y.sort().values,
     "through numpy": lambda y: torch.from_numpy(y.numpy()),
@@ -317,10 +358,10 @@ LOUD: dict[str, Callable[[Tensor], Tensor]] = {
     "overwriting rows with plain ones": lambda y: y.copy_(torch.tensor([0, 0, 1, 2, 1])),
     "assigning rows": assign_rows,
     "writing through a view": lambda y: (y[1:3].fill_(2), y)[1],
-    "where": lambda y: torch.where(y > 1, 0, y),
 }
 
 
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 @pytest.mark.parametrize("name", LOUD)
 def test_what_cannot_be_followed_is_loud(name: str) -> None:
     net = Net()
@@ -393,3 +434,355 @@ def test_rows_that_do_not_match_raise() -> None:
     x, y = next(iter(loader()))
     with pytest.raises(ValueError, match="one weight for each of the 5 outputs, got 3"):
         WeightedLoss(CRITERION)(net(x), y[:3])
+
+
+def test_numpy_may_not_write_to_targets() -> None:
+    _, y = next(iter(loader()))
+    for view in (y.numpy(), np.asarray(y), y.flip(0).numpy(), y[0].numpy()):
+        with pytest.raises(ValueError, match="read-only"):
+            view[...] = 0
+    np.array(y)[:] = 0  # a copy
+    assert y.plain().tolist() != [0] * 5
+    assert y.weights is not None
+
+
+def test_a_mask_or_one_hot_made_of_targets_is_plain() -> None:
+    _, y = next(iter(loader()))
+    mask, hot = torch.zeros(5), torch.zeros(5, CLASSES)
+    mask[y == 1] = 1
+    hot[torch.arange(5), y] = 1
+    assert torch.equal(mask, (y.plain() == 1).float())
+    assert torch.equal(hot, F.one_hot(y.plain(), CLASSES).float())
+    assert torch.zeros(5).to(y).dtype == torch.int64
+
+
+def test_tokens_count_with_the_weight_of_their_sample() -> None:
+    y = WeightedTarget(torch.arange(6).view(3, 2), torch.tensor([0.5, 2.0, 1.0]), torch.arange(3))
+    assert y.view(-1).weights.tolist() == [0.5, 0.5, 2.0, 2.0, 1.0, 1.0]
+    assert not isinstance(y.transpose(0, 1), WeightedTarget)  # a row of it mixes samples
+    assert y[y > 9].weights.tolist() == []
+
+
+MIXTURES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "sum of products": lambda y, lam: lam * y + (1 - lam) * y.roll(1, 0),
+    "a share as a tensor": lambda y, lam: (
+        torch.tensor(lam) * y + y.roll(1, 0) * (1 - torch.tensor(lam))
+    ),
+    "in place": lambda y, lam: y.roll(1, 0).mul_(1 - lam).add_(y.mul(lam)),
+    "alpha": lambda y, lam: torch.add(lam * y, y.roll(1, 0), alpha=1 - lam),
+    "indexing": lambda y, lam: lam * y + (1 - lam) * y[torch.tensor([4, 0, 1, 2, 3])],
+    "sample by sample": lambda y, lam: torch.stack(
+        [lam * y[i] + (1 - lam) * y[i - 1] for i in range(5)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_mixtures_weigh_what_their_parts_weigh(name: str) -> None:
+    net, lam = Net(), 0.3
+    x, y = next(iter(loader()))
+    weights = WEIGHTS[ids(x)]
+    mixed = MIXTURES[name](F.one_hot(y, CLASSES).float(), lam)
+    soft = F.one_hot(y.plain(), CLASSES).float()
+    soft = lam * soft + (1 - lam) * soft.roll(1, 0)
+    losses = F.cross_entropy(net(x), soft, reduction="none")
+    wanted = ((lam * weights + (1 - lam) * weights.roll(1, 0)) * losses).mean()
+    torch.testing.assert_close(WeightedLoss(CRITERION)(net(x), mixed), wanted)
+    assert mixed.sample_indices.tolist() == [-1] * 5  # type: ignore[attr-defined]
+
+
+class Own(Dataset[tuple[Tensor, int]]):
+    """Each sample is a class of its own, so that soft labels say what was mixed."""
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.full((1, 8, 8), float(index)), index
+
+
+class Mixing:
+    """The collate function of torchvision's reference scripts."""
+
+    def __init__(self, kind: str) -> None:
+        from torchvision.transforms import v2
+
+        self.mix = getattr(v2, kind)(num_classes=N)
+
+    def __call__(self, samples: list[Any]) -> Any:
+        return self.mix(*default_collate(samples))
+
+
+@WORKERS
+@pytest.mark.parametrize("wrap", [lambda collate: collate, retag], ids=["plain", "retag"])
+@pytest.mark.parametrize("kind", ["MixUp", "CutMix"])
+def test_torchvision_mixes_in_the_collate_function(workers: int, wrap: Any, kind: str) -> None:
+    batches = DataLoader(
+        TaggedDataset(Own()), 6, sampler=Order(), num_workers=workers, collate_fn=wrap(Mixing(kind))
+    )
+    for x, y in batches:
+        soft = y.plain()
+        assert (soft > 0).sum() > 6 or kind == "CutMix"  # it did mix
+        torch.testing.assert_close(x.mean((1, 2, 3)), soft @ torch.arange(float(N)))
+        torch.testing.assert_close(y.weights, soft @ WEIGHTS)
+
+
+class Texts(Dataset[dict[str, Any]]):
+    """Items as tokenizers make them: lists of unequal length, one label or a label for each."""
+
+    def __init__(self, label: Callable[[int], Any]) -> None:
+        self.label = label
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"id": index, "length": index * 7 % 5, "label": self.label(index)}
+
+
+def repeating(index: int) -> int:
+    return index // 2 % CLASSES
+
+
+def by_token(index: int) -> list[int]:
+    return [repeating(index)] * (1 + index % 4)
+
+
+def by_token_in_arrays(index: int) -> np.ndarray:
+    return np.array(by_token(index))
+
+
+def padded(samples: list[Any], left: bool = False) -> dict[str, Tensor]:
+    most = max(len(s["label"]) for s in samples)
+    rows = [(list(s["label"]), [-100] * (most - len(s["label"]))) for s in samples]
+    labels = [pad + own if left else own + pad for own, pad in rows]
+    return {"id": torch.tensor([s["id"] for s in samples]), "labels": torch.tensor(labels)}
+
+
+def collated(samples: list[Any], key: str = "labels", dtype: Any = None) -> dict[str, Tensor]:
+    ids = torch.tensor([s["id"] for s in samples])
+    return {"id": ids, key: torch.tensor([s.pop("label") for s in samples], dtype=dtype)}
+
+
+COLLATORS: dict[str, tuple[Callable[[int], Any], Callable[[list[Any]], Any]]] = {
+    "new tensors": (repeating, lambda s: collated(s, "label")),
+    "label becomes labels": (repeating, collated),
+    "another dtype": (repeating, lambda s: collated(s, dtype=torch.float32)),
+    "floats": (lambda i: repeating(i) / 2, collated),
+    "sorted by length": (repeating, lambda s: collated(sorted(s, key=lambda i: i["length"]))),
+    "shuffled": (repeating, lambda s: collated([s[i] for i in torch.randperm(len(s))])),
+    "filtered": (repeating, lambda s: collated([i for i in s if i["length"] > 1])),
+    "twice": (repeating, lambda s: collated([dict(i) for i in s * 2])),
+    "padded on the right": (by_token, padded),
+    "padded on the left": (by_token, lambda s: padded(s, left=True)),
+    "padded arrays": (by_token_in_arrays, padded),
+    "stacked": (repeating, lambda s: default_collate([{**i, "id": i["id"]} for i in s])),
+}
+
+
+@pytest.mark.parametrize("name", COLLATORS)
+def test_retagged_collate_functions(name: str) -> None:
+    label, collate = COLLATORS[name]
+    data = TaggedDataset(Texts(label))
+    for batch in DataLoader(data, 6, sampler=Order(), collate_fn=retag(collate)):
+        y = batch["labels"] if "labels" in batch else batch["label"]
+        torch.testing.assert_close(y.weights, WEIGHTS[batch["id"]])
+        assert torch.equal(y.sample_indices, batch["id"])
+    torch.manual_seed(0)
+    wanted = list(DataLoader(Texts(label), 6, collate_fn=collate))
+    torch.manual_seed(0)
+    plain = list(DataLoader(data, 6, collate_fn=retag(collate)))  # validation: nothing is tagged
+    for one, two in zip(plain, wanted, strict=True):
+        assert all(type(one[k]) is Tensor and torch.equal(one[k], two[k]) for k in two)
+
+
+def test_retagging_changes_neither_batches_nor_random_state() -> None:
+    def noisy(samples: list[Any]) -> Any:
+        batch = collated(samples)
+        return {**batch, "noise": torch.rand(len(samples)) + np.random.rand()}
+
+    order = list(Order())
+    results = []
+    for collate, indices in ((noisy, [int(i) for i in order]), (retag(noisy), order)):
+        torch.manual_seed(1)
+        np.random.seed(1)
+        data = TaggedDataset(Texts(repeating))
+        results.append([collate(data.__getitems__(indices[i : i + 6])) for i in (0, 6)])
+        results[-1].append(torch.rand(()))
+    (*batches, after), (*retagged, after_retagged) = results
+    assert torch.equal(after, after_retagged)
+    for one, two in zip(batches, retagged, strict=True):
+        assert torch.equal(one["noise"], two["noise"])
+        assert torch.equal(one["labels"], two["labels"].plain())
+        assert two["labels"].weights is not None
+
+
+RNG = np.random.default_rng(0)
+LOST: dict[str, tuple[Callable[[int], Any], Callable[[list[Any]], Any], str]] = {
+    "one-hot of numbers": (
+        repeating,
+        lambda s: {"labels": F.one_hot(collated(s)["labels"], CLASSES)},
+        "must hand the targets on as they are.*RuntimeError",
+    ),
+    "counting from one": (
+        repeating,
+        lambda s: {"labels": collated(s)["labels"] + 1},
+        r"must hand the targets on.*\[10008, 10105",
+    ),
+    "mixing numbers": (
+        repeating,
+        lambda s: {"labels": 0.4 * (y := collated(s)["labels"]) + 0.6 * y.flip(0)},
+        "must hand the targets on.*carry the weights along",
+    ),
+    "an order of its own generator": (
+        repeating,
+        lambda s: collated([s[i] for i in RNG.permutation(len(s))]),
+        "got other values than those of the samples",
+    ),
+    "bits": (lambda i: torch.tensor(i > 3), collated, "torch.bool, which cannot hold"),
+    "bytes": (np.uint8, collated, "uint8, which cannot hold numbers of samples"),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_collate_function_that_changes_targets_is_loud(name: str) -> None:
+    label, collate, message = LOST[name]
+    with pytest.raises(ValueError, match=message):
+        list(
+            DataLoader(TaggedDataset(Texts(label)), 12, sampler=Order(), collate_fn=retag(collate))
+        )
+
+
+def test_where_the_target_of_a_batch_is_can_be_said() -> None:
+    def lengths(samples: list[Any]) -> Any:
+        labels = torch.tensor([y for _, y in samples])
+        return torch.stack([x for x, _ in samples]), torch.zeros(len(samples)), labels
+
+    def batch(target: Any) -> Any:
+        return next(iter(loader(collate_fn=retag(lengths, target))))
+
+    x, _, y = batch(2)
+    torch.testing.assert_close(y.weights, WEIGHTS[ids(x)])
+    with pytest.raises(ValueError, match="must hand the targets on"):
+        batch(None)
+    with pytest.raises(TypeError, match="target=5 for a tuple of 3"):
+        batch(5)
+    with pytest.raises(TypeError, match="must lead to a tensor in the batch, got list at 1"):
+        next(iter(loader(collate_fn=retag(lambda s: ([x for x, _ in s], [y for _, y in s])))))
+
+
+def test_hugging_face_s_default_collator() -> None:
+    transformers = pytest.importorskip("transformers")
+    collate = retag(transformers.default_data_collator)
+    data = TaggedDataset(Texts(repeating))
+    for batch in DataLoader(data, 6, sampler=Order(), collate_fn=collate):
+        torch.testing.assert_close(batch["labels"].weights, WEIGHTS[batch["id"]])
+
+
+@pytest.fixture
+def unwarned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adaptive_subset.delivery.tags._warned", False)
+
+
+PLAIN: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "a module": lambda out, y: CRITERION(out, y),
+    "by keyword": lambda out, y: F.cross_entropy(input=out, target=y, reduction="sum"),
+    "mse": lambda out, y: F.mse_loss(out[:, 0], y.float()),
+    "bce": lambda out, y: F.binary_cross_entropy_with_logits(out[:, 0], (y > 1).float()),
+    "kl": lambda out, y: nn.KLDivLoss(reduction="batchmean")(
+        out.log_softmax(1), F.one_hot(y, CLASSES).float()
+    ),
+    "nll": lambda out, y: nn.NLLLoss()(out.log_softmax(1), y),
+    "one sample": lambda out, y: F.cross_entropy(out[0], y[0]),
+}
+
+
+@pytest.mark.usefixtures("unwarned")
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_forgotten_weighted_loss_is_said_once(name: str) -> None:
+    net = Net()
+    x, y = next(iter(loader()))
+    with pytest.warns(UserWarning, match=r"other than one.*WeightedLoss\(criterion\)"):
+        PLAIN[name](net(x), y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PLAIN[name](net(x), y)
+
+
+SILENT: dict[str, Callable[[nn.Module, Tensor, Tensor], Any]] = {
+    "weighted": lambda net, x, y: WeightedLoss(CRITERION)(net(x), y),
+    "accuracy": lambda net, x, y: (net(x).argmax(1) == y).float().mean(),
+    "validation": lambda net, x, y: torch.no_grad()(lambda: CRITERION(net(x), y))(),
+    "a metric": lambda net, x, y: F.mse_loss(net(x).detach()[:, 0], y.float()),
+    "weights by hand": lambda net, x, y: (
+        F.cross_entropy(net(x), y, reduction="none") * y.weights  # type: ignore[attr-defined]
+    ),
+    "plain": lambda net, x, y: CRITERION(net(x), y.plain()),  # type: ignore[attr-defined]
+    "a warm start": lambda net, x, y: CRITERION(
+        net(x),
+        WeightedTarget(y.plain(), torch.ones(5)),  # type: ignore[attr-defined]
+    ),
+}
+
+
+@pytest.mark.usefixtures("unwarned")
+@pytest.mark.parametrize("name", SILENT)
+def test_no_warning_where_weights_are_not_forgotten(name: str) -> None:
+    x, y = next(iter(loader()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SILENT[name](Net(), x, y)
+
+
+COMPILED: dict[str, Callable[[Tensor], Tensor]] = {
+    "slice": lambda y: y[:],
+    "arithmetic": lambda y: (y + 1) % CLASSES,
+    "mask": lambda y: y.masked_fill(y == 0, 1),
+    "conversion": lambda y: y.to(torch.int32).long(),
+}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_targets_inside_a_compiled_step(name: str) -> None:
+    net, criterion, change = Net(), WeightedLoss(CRITERION), COMPILED[name]
+    torch.compiler.reset()
+
+    def step(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        out, hot = net(x), torch.zeros(len(x), CLASSES)
+        hot[torch.arange(len(x)), y] = 1
+        return criterion(out, change(y)), (out.argmax(1) == y).float().mean(), hot
+
+    compiled = torch.compile(step, backend="eager")
+    for x, y in loader():
+        loss, accuracy, hot = compiled(x, y)
+        agree(net, loss, x, change(y.plain()))
+        assert accuracy == (net(x).argmax(1) == y.plain()).float().mean()
+        assert torch.equal(hot.argmax(1), y.plain())
+
+
+class Shifting(Sampler[int]):
+    """A sampler around another that calculates with its indices."""
+
+    def __init__(self, inner: Sampler[int], change: Callable[[int], Any]) -> None:
+        self.inner, self.change = inner, change
+
+    def __len__(self) -> int:
+        return N
+
+    def __iter__(self) -> Iterator[int]:
+        return map(self.change, self.inner)
+
+
+@pytest.mark.parametrize("change", [lambda i: i + 0, int, np.int64, lambda i: i % 7, lambda i: -i])
+def test_samplers_that_calculate_with_indices_are_loud(change: Any) -> None:
+    data = TaggedDataset(Numbers())
+    for x, y in DataLoader(data, 5, sampler=Shifting(Order(), change)):
+        with pytest.raises(RuntimeError, match="`target` must carry the weights"):
+            WeightedLoss(CRITERION)(Net()(x), y)
+
+
+@pytest.mark.parametrize("change", [lambda i: i, copy.copy, lambda i: sorted([i])[0]])
+def test_samplers_that_hand_indices_on_are_exact(change: Any) -> None:
+    net = Net()
+    for x, y in DataLoader(TaggedDataset(Numbers()), 5, sampler=Shifting(Order(), change)):
+        agree(net, WeightedLoss(CRITERION)(net(x), y), x)

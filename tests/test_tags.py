@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections import namedtuple
+from collections import UserDict, namedtuple
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,23 @@ from adaptive_subset.items import split_batch
 
 INDEX = TaggedIndex(1, 0.25)
 Pair = namedtuple("Pair", "x y")
+Triple = namedtuple("Triple", "x label id")
 
 
 @dataclass(frozen=True)
 class Item:
     x: int
     label: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    x: int
+    label: Any
+
+
+class SlotsAndMore(Slots):
+    pass
 
 
 class Thing:
@@ -51,6 +63,12 @@ def weight_of(item: Any, target: Any) -> float:
         ((0, 5), None, lambda i: i[1]),
         ([0, 5], None, lambda i: i[1]),
         (Pair(0, 5), None, lambda i: i.y),
+        (Pair(5, 0), "x", lambda i: i.x),
+        (Triple(0, 5, 1), None, lambda i: i.label),
+        (Triple(0, 1, 5), "id", lambda i: i.id),
+        (Slots(0, 5), None, lambda i: i.label),
+        (SlotsAndMore(5, 0), "x", lambda i: i.x),
+        (UserDict(x=0, label=5), None, lambda i: i["label"]),
         ((5, 0), 0, lambda i: i[0]),
         ((0, 5, 7), 1, lambda i: i[1]),
         ((0, 7, 5), -1, lambda i: i[2]),
@@ -105,8 +123,16 @@ def test_targets_collate_as_they_did_without_tags(target: Any) -> None:
         ({"label": 1}, "name", r"target='name'"),
         (3, None, r"target=None for a int"),
         ((0, "cat"), None, r"`target` must lead to a number.*got str at 1"),
-        ((0, None), None, r"got NoneType"),
-        ((0, {"boxes": 1}), None, r"got dict"),
+        ((0, None), None, r"got NoneType at 1. Turn it into a number"),
+        ((0, "cat"), None, r"target_transform=classes.index"),
+        ((0, np.array(["cat"])), None, r"got ndarray at 1. Number the classes"),
+        ((0, {"boxes": 1}), None, r"got dict at 1. Put its parts side by side"),
+        ((0, (1, 2)), None, r"got tuple at 1.*WeightedTarget.like\(other, y\)"),
+        ((0, []), None, r"got list at 1"),
+        ((0, [[1], [2]]), None, r"got list at 1"),
+        (Pair(0, 1), "label", r"target='label' for a Pair of 2"),
+        (Slots(0, 1), "y", r"for a Slots with \['x', 'label'\]"),
+        ((0, 1, 2), None, r"several targets pass that of one.*WeightedTarget.like"),
     ],
 )
 def test_a_target_that_cannot_be_tagged_raises(item: Any, key: Any, message: str) -> None:
@@ -231,3 +257,105 @@ def test_a_batch_is_split_into_inputs_and_target() -> None:
     assert split_batch(Thing(1, 2)) == ((), {"x": 1}, 2)
     with pytest.raises(TypeError, match="`target` must say where"):
         split_batch((1, 2, 3))
+
+
+def test_read_only_mappings_become_dictionaries() -> None:
+    item = MappingProxyType({"x": 0, "label": 5})
+    tagged = TaggedDataset([item] * 2)[INDEX]
+    assert tagged["label"].weights == 0.25
+    assert split_batch(Slots(1, 2)) == ((), {"x": 1}, 2)
+    assert split_batch(Triple(1, 2, 3)) == ((1, 3), {}, 2)
+
+
+def test_the_last_index_from_the_end_has_a_place() -> None:
+    target = TaggedDataset([(0, 3)] * 4)[TaggedIndex(-1, 0.5)][1]
+    assert (target.weights, target.sample_indices) == (0.5, 3)
+
+
+class Batches:
+    """Map-style, no subclass of Dataset; fetches a batch at once."""
+
+    def __init__(self, whole: Any) -> None:
+        self.whole = whole
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return index, index
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        return self.whole(torch.tensor(indices))
+
+
+@pytest.mark.parametrize("rows", [[0], [2, 1], [3, 0, 1]])
+@pytest.mark.parametrize(
+    ("whole", "key"), [(lambda t: (t, t), 1), (lambda t: [t, t], 1), (lambda t: {"y": t}, "y")]
+)
+def test_a_dataset_that_collates_by_itself(rows: list[int], whole: Any, key: Any) -> None:
+    data = TaggedDataset(Batches(whole))
+    order = [TaggedIndex(i, 1.0 + i) for i in rows]
+    (batch,) = DataLoader(data, 3, sampler=order, collate_fn=lambda batch: batch)
+    assert batch[key].plain().tolist() == batch[key].sample_indices.tolist() == rows
+    assert batch[key].weights.tolist() == [1.0 + i for i in rows]
+    (untouched,) = DataLoader(data, 3, sampler=rows, collate_fn=lambda batch: batch)
+    assert type(untouched[key]) is Tensor
+    assert data[INDEX][1].weights == 0.25
+
+
+def test_batches_of_other_sizes_raise() -> None:
+    data = TaggedDataset(Batches(lambda t: (t[:1], t[:1])))
+    with pytest.raises(ValueError, match=r"`__getitems__` of.*got 1 rows for 2 indices"):
+        data.__getitems__([INDEX, INDEX])
+    data = TaggedDataset(Batches(lambda t: (t, t)))
+    with pytest.raises(ValueError, match="got 3 rows for 3 indices, 2 of them with weights"):
+        data.__getitems__([INDEX, INDEX, 3])
+
+
+@pytest.mark.parametrize(
+    ("targets", "weights", "indices", "kind", "message"),
+    [
+        (
+            torch.zeros(3),
+            torch.ones(2),
+            -1,
+            ValueError,
+            r"one number for each row.*\(3,\), got shapes",
+        ),
+        (torch.zeros(3), torch.ones(3, 1), -1, ValueError, "got shapes"),
+        (torch.zeros(3), torch.ones(3), torch.zeros(4).long(), ValueError, "got shapes"),
+        (torch.zeros(()), torch.ones(1), -1, ValueError, "got shapes"),
+        (torch.zeros(3), [1.0, 1.0, 1.0], -1, TypeError, "got Tensor and list"),
+        ([1, 2], torch.ones(2), -1, TypeError, r"got list and Tensor"),
+    ],
+)
+def test_tags_that_do_not_fit_raise(
+    targets: Any, weights: Any, indices: Any, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        WeightedTarget(targets, weights, indices)
+
+
+def test_targets_like_others() -> None:
+    teacher = torch.rand(4, 3, requires_grad=True)
+    soft = WeightedTarget.like(teacher * 2, batch())
+    assert torch.equal(soft.weights, batch().weights)
+    assert torch.equal(soft.sample_indices, torch.arange(4))
+    soft.plain().sum().backward()  # the graph goes on
+    assert torch.equal(teacher.grad, torch.full((4, 3), 2.0))
+    assert WeightedTarget.like(teacher, torch.arange(4)) is teacher  # in validation
+    assert torch.equal(WeightedTarget.like(batch().flip(0), batch()).weights, batch().weights)
+    with pytest.raises(ValueError, match="one number for each row"):
+        WeightedTarget.like(teacher[:3], batch())
+
+
+def test_single_samples_become_rows() -> None:
+    targets = batch()
+    joined = torch.cat([targets[3][None], targets[1].view(1), targets[0].reshape(1)])
+    assert torch.equal(joined.weights, targets.weights[[3, 1, 0]])
+    assert F.one_hot(targets[2], 4).weights == targets[2].weights
+    assert not isinstance(torch.stack([targets[1], targets[0].plain()]), WeightedTarget)
+    soft = F.one_hot(targets, 4)
+    assert soft[2].weights == targets[2].weights
+    assert torch.equal(torch.stack([*soft][::-1]).weights, targets.weights.flip(0))
+    assert soft[2:3, 0].weights.tolist() == [targets[2].weights]

@@ -71,11 +71,13 @@ class TaggedDataset(Dataset[Any]):
         return getattr(self.dataset, name)
 
     def _tagged(self, item: Any, index: TaggedIndex) -> Any:
-        tags = index.weight, self._place(index)
+        place = int(index)
+        if place < 0:
+            place += len(self)  # −1 would stand for no sample
         if self.target is None and type(item) is tuple and len(item) == 2:  # nearly always
-            return item[0], _target(item[1], 1, tags)
+            return item[0], _target(item[1], 1, index.weight, place)
         key = target_key(item, self.target)
-        return replaced(item, key, _target(field(item, key), key, tags))
+        return replaced(item, key, _target(field(item, key), key, index.weight, place))
 
     def _tagged_batch(self, batch: Any, indices: list[Any]) -> Any:
         """A batch that the dataset has collated by itself, with tags for its rows."""
@@ -92,24 +94,20 @@ class TaggedDataset(Dataset[Any]):
                 f"indices, {len(tagged)} of them with weights."
             )
         weights = torch.tensor([index.weight for index in tagged])
-        places = torch.tensor([self._place(index) for index in tagged])
+        places = torch.tensor([int(index) % len(self) for index in tagged])
         return replaced(batch, key, WeightedTarget(targets, weights, places))
 
-    def _place(self, index: TaggedIndex) -> int:
-        """Where `index` leads; −1 would stand for no sample."""
-        return int(index) if index >= 0 else int(index) + len(self)
 
-
-def _target(value: Any, key: Any, tags: tuple[float, int]) -> WeightedTarget:
-    target = WeightedTarget(_tensor(value, key), *tags)
+def _target(value: Any, key: Any, weight: float, place: int) -> WeightedTarget:
+    if type(value) is int:  # nearly always
+        return WeightedTarget(torch.scalar_tensor(value, dtype=torch.int64), weight, place)
+    target = WeightedTarget(_tensor(value, key), weight, place)
     target.original = value
     return target
 
 
 def _tensor(value: Any, key: Any) -> Tensor:
     """`value` as collation would make it: int64 for an int, float64 for a float."""
-    if type(value) is int:
-        return torch.scalar_tensor(value, dtype=torch.int64)
     if isinstance(value, Tensor):
         return value
     if isinstance(value, float) and not isinstance(value, np.generic):

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptive_subset.delivery.tags import WeightedTarget, tags_of
+from adaptive_subset.delivery.rows import tags_of
+from adaptive_subset.delivery.tags import WeightedTarget
 from adaptive_subset.items import field, names_of, replaced, target_key
 from adaptive_subset.randomness import preserved_random_state
 
@@ -63,7 +64,7 @@ class Retagged:
         if self._keeps:
             return self.collate_fn(list(samples))
         targets: list[Any] = [field(sample, key) for sample, key in zip(samples, keys, strict=True)]
-        originals = [getattr(target, "original", target.plain()) for target in targets]
+        originals = [y.tolist() if y.original is None else y.original for y in targets]
         numbers = [_numbered(value, _FIRST + _STEP * i) for i, value in enumerate(originals)]
         try:
             with preserved_random_state():
@@ -121,14 +122,16 @@ def _numbered(value: Any, number: int) -> Any:
     """A target like `value` that is `number` all over."""
     if isinstance(value, list):
         return [type(v)(number) for v in value]
-    if isinstance(value, (Tensor, np.ndarray)):
-        like: Any = value.clone() if isinstance(value, Tensor) else value.copy()
-        like[...] = number
-    else:
-        like = type(value)(number)
-    if not (
-        like == number if isinstance(like, (int, float, np.generic)) else (like == number).all()
-    ):
+    try:
+        if isinstance(value, (Tensor, np.ndarray)):
+            like: Any = value.clone() if isinstance(value, Tensor) else value.copy()
+            like[...] = number
+        else:
+            like = type(value)(number)
+        fits = bool(np.all(np.asarray(like) == number))
+    except (OverflowError, RuntimeError):
+        fits = False
+    if not fits:
         kind = getattr(value, "dtype", type(value).__name__)
         raise ValueError(_MESSAGE.format(f"{kind}, which cannot hold numbers of samples"))
     return like

@@ -36,16 +36,17 @@ def rearranged(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
     first: Any = args[0] if args else kwargs.get("tensors", kwargs.get("input"))
     several = isinstance(first, (list, tuple))
     sources: list[Any] = list(first) if several else [first]
-    tags: list[Any] = [tags_of(source) for source in sources]
+    tags: list[Any] = [getattr(source, "tags", None) for source in sources]
     settings = (*args[1:], *kwargs.values())
-    if any(t is None for t in tags) or any(isinstance(s, torch.dtype) for s in settings):
+    if None in tags or any(isinstance(s, torch.dtype) for s in settings):
         return None
     if func is torch.repeat_interleave and not settings:
         return None  # the targets are numbers of repetitions
     weights, indices = zip(*tags, strict=True)
-    single = isinstance(weights[0], float)
-    if any(isinstance(weight, float) != single for weight in weights):
+    kinds = set(map(type, weights))
+    if len(kinds) > 1:
         return None
+    single = kinds == {float}
     if single and not several:
         return tags[0]  # whatever is in the result belongs to this sample
     if single:
@@ -58,24 +59,33 @@ def rearranged(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
         numbers = torch.arange(len(joined[0]), device=sources[0].device)
         rows = [
             part.view(-1, *[1] * (source.ndim - 1)).expand(source.shape)
-            for part, source in zip(numbers.split([*map(len, weights)]), sources, strict=True)
+            for part, source in zip(
+                torch.split(numbers, [*map(len, weights)]), sources, strict=True
+            )
         ]
     options = {key: v for key, v in kwargs.items() if key not in ("out", "tensors", "input")}
     func = _AS_RESHAPE.get(func, func)  # the rows were expanded: a view might be refused
     moved = func(rows if several else rows[0], *args[1:], **options)
+    picked = func in _PICKING and not single
     if isinstance(moved, (tuple, list)):
-        return [_tags_of_rows(part, joined) for part in moved]
-    return _tags_of_rows(moved, joined)
+        return [_tags_of_rows(part, joined, picked and part.ndim < rows[0].ndim) for part in moved]
+    return _tags_of_rows(moved, joined, picked and moved.ndim < rows[0].ndim)
 
 
-def _tags_of_rows(rows: Tensor, tags: tuple[Tensor, Tensor]) -> Tags | None:
-    """Tags of a result whose elements come from the given `rows`; None where it mixes them."""
+def _tags_of_rows(rows: Tensor, tags: tuple[Tensor, Tensor], picked: bool) -> Tags | None:
+    """Tags of a result whose elements come from the given `rows`; None where it mixes them.
+
+    One that was `picked` out of a batch of several may be a single sample.
+    """
     rows = rows.to(tags[0].device)
     if rows.ndim == 0:
         return float(tags[0][rows]), int(tags[1][rows])
+    if picked and len(tags[0]) > 1 < len(rows) and bool((rows == rows.flatten()[0]).all()):
+        return float(tags[0][rows.flatten()[0]]), int(tags[1][rows.flatten()[0]])
     if 0 in rows.shape[1:]:
         return None
-    first = rows[(slice(None), *[slice(1)] * (rows.ndim - 1))]
+    column = (slice(None), *[slice(1)] * (rows.ndim - 1))
+    first = rows[column]
     # Strides of zero, where row numbers were only viewed: the whole row is one element.
     if any(rows.stride()[1:]) and not torch.equal(rows, first.expand_as(rows)):
         return None
@@ -113,7 +123,7 @@ def elementwise(
             return first.tags, _scaled(first.share, numbers[0])
         return first.tags, 1.0
     if name == "add" and len(targets) == len(values) == 2:
-        mixed = _mixture(*targets, kwargs.get("alpha", 1))
+        mixed = _mixture(first, others[0], kwargs.get("alpha", 1))
         return None if mixed is None else (mixed, 1.0)
     return None
 
@@ -188,6 +198,7 @@ REARRANGEMENTS = _named(
     " view view_as reshape reshape_as flatten unflatten ravel squeeze unsqueeze atleast_1d"
     " transpose swapaxes swapdims movedim moveaxis permute t adjoint"
 )
+_PICKING = _named("__getitem__ select unbind")
 _AS_RESHAPE = {Tensor.view: Tensor.reshape, Tensor.view_as: Tensor.reshape_as}
 CONVERSIONS = _named(
     "to cpu cuda pin_memory type type_as long int short char byte bool float double half bfloat16"

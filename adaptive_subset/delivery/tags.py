@@ -71,8 +71,8 @@ class WeightedTarget(Tensor):
         ValueError: another number of weights or indices than rows.
     """
 
-    share: Any  # what a number has multiplied the targets with: mixtures are sums of such products
-    original: Any  # what the dataset gave as the target of a single sample
+    share: Any = 1.0  # what numbers have multiplied targets with: mixtures are sums of products
+    original: Any = None  # the target in the dataset, where that is no int
     _tags: Tags
     _memory: Tensor  # the same, as a plain tensor: its count of writes is faster to read
     _writes: int
@@ -81,16 +81,18 @@ class WeightedTarget(Tensor):
     def __new__(
         cls, targets: Tensor, weights: Tensor | float, indices: Tensor | int = -1
     ) -> WeightedTarget:
-        if isinstance(targets, WeightedTarget):
+        if type(targets) is cls:
             targets = targets.plain()
         if type(weights) is not float:
             weights, indices = _checked(targets, weights, indices)
-        # Unlike `_make_subclass` this keeps the graph of targets that a model computed.
-        tagged: WeightedTarget = targets.as_subclass(cls)
+        tagged: WeightedTarget = (
+            targets.as_subclass(cls)  # keeps the graph of targets that a model computed
+            if targets.requires_grad
+            else Tensor._make_subclass(cls, targets)
+        )
         tagged._tags = weights, indices
         tagged._memory = targets
         tagged._writes = _writes(targets)
-        tagged.share = 1.0
         return tagged
 
     @staticmethod
@@ -121,7 +123,10 @@ class WeightedTarget(Tensor):
 
         Setting targets to a number, such as an ignored label, keeps them.
         """
-        return self._tags if self._writes == _writes(self._memory) else None
+        try:  # as `_writes`, without the call: every sample's tags are read
+            return self._tags if self._writes == self._memory._version else None
+        except RuntimeError:
+            return self._tags if self._writes == 0 else None
 
     @property
     def weights(self) -> Tensor | float | None:
