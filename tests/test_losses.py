@@ -451,6 +451,9 @@ def test_a_criterion_compiled_in_place_is_left_as_it_is() -> None:
     expected = weighted_loss(criterion, WEIGHTS, OUTPUT, LABELS)[0]
     criterion.compile(backend="eager")
     torch.testing.assert_close(weighted_loss(criterion, WEIGHTS, OUTPUT, LABELS)[0], expected)
+    own = type("Own", (nn.CrossEntropyLoss,), {})(CLASS_WEIGHTS)  # goes the general way
+    own.compile(backend="eager")
+    torch.testing.assert_close(weighted_loss(own, WEIGHTS, OUTPUT, LABELS)[0], expected)
     composite = Composite()
     composite.compile(backend="eager")
     torch.testing.assert_close(

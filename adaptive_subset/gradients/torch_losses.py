@@ -91,9 +91,7 @@ def torch_losses(
 
 def _module_without_reduction(criterion: nn.Module) -> nn.Module:
     twin = copy.copy(criterion)
-    state = vars(twin)
-    state["reduction"] = "none"
-    state["_compiled_call_impl"] = None  # set by Module.compile()
+    vars(twin)["reduction"] = "none"
     return twin
 
 

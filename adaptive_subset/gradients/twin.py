@@ -54,7 +54,6 @@ def _copied(source: Any, wide: bool, done: dict[int, Any]) -> Any:
             k: _copied(m, wide, done) if isinstance(m, nn.Module) else m
             for k, m in source._modules.items()
         }
-        state["_compiled_call_impl"] = None  # set by Module.compile(): that of the source
     return result
 
 
