@@ -169,6 +169,7 @@ def _double(criterion: Any) -> Any:
 def divided_sum(criterion: Any, output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     """Σ wᵢ ℓᵢ / Z in float64: each ℓᵢ from a sum over one row, Z from losses that cannot cancel."""
     criterion = _double(copy.deepcopy(criterion))
+    alone: Any
     if isinstance(criterion, nn.Module):
         alone = copy.deepcopy(criterion)
         alone.reduction = "sum"
@@ -222,14 +223,14 @@ def test_random_losses_are_exact_in_every_dtype(kind: str, dtype: torch.dtype, s
             wanted,
             rtol=tolerance,
             atol=tolerance,
-            msg=lambda m, b=bare: f"{b}: {m}",
+            msg=functools.partial("{}: {}".format, str(bare)),
         )
         torch.testing.assert_close(
             found_at.grad.double(),
             wanted_at.grad,
             rtol=tolerance,
             atol=tolerance * largest,
-            msg=lambda m, b=bare: f"gradient of {b}: {m}",
+            msg=functools.partial("gradient of {}: {}".format, str(bare)),
         )
 
 
@@ -428,14 +429,18 @@ def test_autocast_does_not_round_what_is_compared() -> None:
 
 
 def test_torchs_own_losses_are_evaluated_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls = 0
     forward = nn.CrossEntropyLoss.forward
-    monkeypatch.setattr(
-        nn.CrossEntropyLoss, "forward", lambda *args: calls.append(1) or forward(*args)
-    )
+
+    def counting(*args: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return forward(*args)
+
+    monkeypatch.setattr(nn.CrossEntropyLoss, "forward", counting)
     for _ in range(4):
         weighted_loss(nn.CrossEntropyLoss(CLASS_WEIGHTS), WEIGHTS, OUTPUT, LABELS)
-    assert len(calls) == 4
+    assert calls == 4
 
 
 def test_a_loss_of_torchs_that_was_changed_is_not_taken_for_torchs() -> None:

@@ -172,6 +172,10 @@ class Broken:
     logits = OUTPUT
 
 
+def two_losses(output: Tensor, target: Tensor) -> Any:
+    return F.cross_entropy(output, target), 1
+
+
 #: name → (call, error, message)
 ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "[n, 1] against [n]": (
@@ -216,7 +220,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "`output` must be a tensor, or tuples.*got Broken.*output.logits",
     ),
     "a tuple of losses": (
-        lambda: WeightedLoss(lambda o, t: (F.cross_entropy(o, t), 1))(OUTPUT, tagged(LABELS)),
+        lambda: WeightedLoss(two_losses)(OUTPUT, tagged(LABELS)),
         TypeError,
         "`criterion` must return a tensor, got tuple",
     ),
@@ -347,7 +351,7 @@ def test_losses_are_noted_in_eval_mode_and_not_without_a_graph() -> None:
 
 
 def test_the_wrapper_has_the_state_of_the_criterion() -> None:
-    criterion = nn.CrossEntropyLoss(CLASS_WEIGHTS.clone(), label_smoothing=0.1)
+    criterion: Any = nn.CrossEntropyLoss(CLASS_WEIGHTS.clone(), label_smoothing=0.1)
     loss = WeightedLoss(criterion)
     assert list(loss.state_dict()) == list(criterion.state_dict()) == ["weight"]
     assert loss.label_smoothing == 0.1
@@ -364,7 +368,7 @@ def test_the_wrapper_has_the_state_of_the_criterion() -> None:
 
 
 def test_attributes_are_written_where_they_are_read() -> None:
-    criterion = nn.CrossEntropyLoss(CLASS_WEIGHTS.clone(), label_smoothing=0.1)
+    criterion: Any = nn.CrossEntropyLoss(CLASS_WEIGHTS.clone(), label_smoothing=0.1)
     loss = WeightedLoss(criterion)
     loss.label_smoothing = 0.0
     loss.weight = torch.ones(C)
@@ -391,13 +395,13 @@ def test_buffers_that_are_not_saved_stay_so() -> None:
 
 
 def test_copies_of_the_wrapper_stand_alone() -> None:
-    loss = WeightedLoss(nn.CrossEntropyLoss(CLASS_WEIGHTS.clone()))
+    loss: Any = WeightedLoss(nn.CrossEntropyLoss(CLASS_WEIGHTS.clone()))
     for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         twin.double().criterion.weight.fill_(9)
         twin.eval()
         assert not torch.equal(loss.state_dict()["weight"], twin.state_dict()["weight"])
         assert torch.equal(twin.state_dict()["weight"], torch.full((C,), 9.0).double())
-        assert loss.criterion.training  # type: ignore[attr-defined]
+        assert loss.criterion.training
         assert not twin.criterion.training
 
 
@@ -462,6 +466,10 @@ def test_parameters_of_the_loss_are_listed_once() -> None:
 
 class Stateful(nn.Module):
     """Keeps a mean of the outputs and counts its calls in four ways, one of them in its graph."""
+
+    mean: Tensor
+    level: Tensor
+    seen: list[int]
 
     def __init__(self, reduction: str | None) -> None:
         super().__init__()

@@ -11,7 +11,8 @@ from torch._compile import _disable_dynamo
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from adaptive_subset.delivery.tags import Tags, WeightedTarget
+from adaptive_subset.delivery.rows import Tags
+from adaptive_subset.delivery.tags import WeightedTarget
 from adaptive_subset.gradients.loss_batch import Criterion, LossBatch
 from adaptive_subset.gradients.per_sample import losses_and_divisor, sums_of_rows
 from adaptive_subset.gradients.torch_losses import torch_losses
