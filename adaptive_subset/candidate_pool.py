@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +20,25 @@ class CandidatePool:
     Args:
         n: samples of the dataset.
         source: reads their gradients.
+        strategy: that is to choose from them.
+        budget: k, None where it is not known.
         fraction: in (0, 1], the share of them that a selection looks at.
         validation: what is to be matched instead of their own gradient, read in the same way.
 
     Raises:
-        ValueError: a pool of another length, or a fraction that is not in range.
+        ValueError: a pool of another length, or a fraction that is not in range, or does not suit
+            strategy and budget.
     """
 
     def __init__(
-        self, n: int, source: GradientSource, *, fraction: float, validation: Pool | None
+        self,
+        n: int,
+        source: GradientSource,
+        strategy: Strategy,
+        budget: int | None,
+        *,
+        fraction: float,
+        validation: Pool | None,
     ) -> None:
         if source.size not in (None, n):
             raise ValueError(
@@ -42,25 +53,22 @@ class CandidatePool:
                 f"`pool` must be a dataset with access by index to draw a `pool_fraction` of "
                 f"{fraction} from, got a {type(source.pool).__name__}. Pass its dataset."
             )
+        if fraction < 1 and not strategy.needs_gradients:
+            raise ValueError(
+                "`pool_fraction` must be 1 for a strategy that makes no pass over the pool, got "
+                f"{fraction} for {strategy!r}."
+            )
+        if budget is not None and round(fraction * n) < budget:
+            raise ValueError(
+                f"`pool_fraction` must leave at least the budget of {budget} samples to choose "
+                f"from, got {fraction}, which leaves {round(fraction * n)}."
+            )
         self.n = n
+        self.strategy = strategy
+        self.budget = budget
         self.source = source
         self.fraction = fraction
         self.validation = None if validation is None else source.over(validation, "validation")
-
-    def check(self, strategy: Strategy, budget: int | None) -> None:
-        """Raise a ValueError where `strategy` cannot choose `budget` of a part of the pool."""
-        if self.fraction == 1:
-            return
-        if not strategy.needs_gradients:
-            raise ValueError(
-                "`pool_fraction` must be 1 for a strategy that makes no pass over the pool, got "
-                f"{self.fraction} for {strategy!r}."
-            )
-        if budget is not None and round(self.fraction * self.n) < budget:
-            raise ValueError(
-                f"`pool_fraction` must leave at least the budget of {budget} samples to choose "
-                f"from, got {self.fraction}, which leaves {round(self.fraction * self.n)}."
-            )
 
     def candidates(
         self,
@@ -88,7 +96,7 @@ class CandidatePool:
             order = torch.randperm(self.n, generator=seeded(seed, epoch, Purpose.POOL))
             indices = some = order[:m].sort().values
             losses = None if losses is None else losses[indices]
-        pool = self.source.read(model, criterion, some, m)
+        pool = self.source.read(model, criterion, some, m, partial(self._check_memory, m))
         validation = None
         if self.validation is not None:
             other = self.validation.read(model, criterion, None, self.validation.size)
@@ -103,6 +111,10 @@ class CandidatePool:
         return indices, Candidates(
             m, pool.gradients, pool.classes, validation, losses, pool.last_layer
         )
+
+    def _check_memory(self, m: int, dim: int) -> None:
+        if self.budget is not None:
+            self.strategy.check_memory(m, dim, self.budget)
 
     def warn_if_augmented(self) -> None:
         """Say so once where the pool is what training sees, and that is augmented at random."""

@@ -134,8 +134,8 @@ class Selector:
         )
         source = source or GradientSource(dataset if pool is None else pool, **reading)
         fraction = number("pool_fraction", pool_fraction)
-        self.pool = CandidatePool(n, source, fraction=fraction, validation=validation)
-        self.pool.check(strategy, self.sizing.budget)
+        k = self.sizing.budget
+        self.pool = CandidatePool(n, source, strategy, k, fraction=fraction, validation=validation)
         self.weights = weights
         self.seed = natural("seed", seed)
         self.selection: Selection | None = None

@@ -17,13 +17,13 @@ from benchmarks import measure, trained
 STAGES = [
     ("dataloader.py", "__next__", "load and collate"),
     ("functional_call.py", "functional_call", "model"),
-    ("losses.py", "per_sample_losses", "loss"),
+    ("per_sample.py", "per_sample_losses", "loss"),
     ("autograd/__init__.py", "grad", "δ = ∂ℓ/∂z"),
-    ("head.py", "take", "features from the head"),
-    ("pool.py", "append", "storing δ and h"),
-    ("gradients.py", "is_finite", "looking for NaN"),
+    ("head_recorder.py", "take", "features from the head"),
+    ("storage.py", "append", "storing δ and h"),
+    ("factored.py", "is_finite", "looking for NaN"),
     ("strategy.py", "of_class", "one class after another"),
-    ("omp.py", "omp", "matching pursuit"),
+    ("matching_pursuit.py", "omp", "matching pursuit"),
     ("strategy.py", "relative_error", "relative error of the whole layer"),
 ]
 

@@ -431,3 +431,28 @@ def test_weights_have_mean_one_or_the_length_of_the_match(strategy: Strategy) ->
         assert errors["matched"] < 0.8 * errors["mean-one"]
     else:
         assert errors["matched"] == pytest.approx(errors["mean-one"], rel=1e-4)
+
+
+def test_a_problem_that_cannot_fit_is_refused_early_in_the_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[int] = []
+    criterion = nn.CrossEntropyLoss()
+
+    def counted(output: Tensor, target: Tensor) -> Tensor:
+        seen.append(len(output))
+        return criterion(output, target)
+
+    def make_global() -> Selector:
+        strategy = GradMatch(scope="global")
+        return make(strategy, fraction=None, budget=30, criterion=counted, batch_size=4)
+
+    memory = "adaptive_subset.strategies.gradmatch.machine_memory"
+    monkeypatch.setattr(memory, lambda: 8 * 40 * 30)
+    assert len(make_global().select(models.mlp(), 0)) == 30
+    everything = sum(seen)
+    seen.clear()
+    monkeypatch.setattr(memory, lambda: 8 * 40 * 30 - 1)
+    with pytest.raises(ValueError, match=r"`scope` must not be \"global\".*min\(n·k, 2d² \+ k·d\)"):
+        make_global().select(models.mlp(), 0)
+    assert sum(seen) < everything / 4

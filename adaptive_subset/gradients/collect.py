@@ -37,6 +37,7 @@ def last_layer_gradients(
     size: int | None = None,
     storage_dtype: torch.dtype | None = None,
     name: str = "pool",
+    expect: Callable[[int], None] | None = None,
 ) -> tuple[FactoredGradients, Tensor, Tensor | None]:
     """Per-sample gradients of the last layer over `batches`, the targets, and the last layer.
 
@@ -60,6 +61,7 @@ def last_layer_gradients(
         storage_dtype: what the gradients are kept in, by default what they are computed in:
             float32 or, for a float64 model, float64.
         name: what errors call the batches.
+        expect: called with d, the length of a gradient, after the first batch; it may raise.
 
     Returns:
         Gradients of n samples on the model's device: n Σ(C + p) numbers, 4 bytes each by default.
@@ -96,6 +98,9 @@ def last_layer_gradients(
             for features, leaves, deltas, output in in_pieces(args, kwargs, y):
                 if not blocks:
                     weight = run.weight(leaves, output)
+                    if expect is not None:
+                        pairs = zip(deltas, features, strict=True)
+                        expect(sum(delta[0].numel() * h.shape[1] for delta, h in pairs))
                     blocks = [(Rows(size, dtype), Rows(size, dtype)) for _ in features]
                 for (d_rows, h_rows), delta, h in zip(blocks, deltas, features, strict=True):
                     d_rows.append(delta.flatten(1))

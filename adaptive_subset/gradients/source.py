@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
 
@@ -149,6 +149,7 @@ class GradientSource:
         criterion: Criterion,
         indices: Tensor | None = None,
         size: int | None = None,
+        expect: Callable[[int], None] | None = None,
     ) -> PoolGradients:
         """The gradients of the pool for `model` as it stands; one pass.
 
@@ -160,6 +161,7 @@ class GradientSource:
             criterion: ``criterion(output, target)``.
             indices: (m,) int64, the samples to read, of a pool that is a dataset; all by default.
             size: how many samples must come, where that is known.
+            expect: see `last_layer_gradients`.
 
         Raises:
             ValueError: gradients that are not finite, a loader that shuffles; head or loss do not
@@ -178,6 +180,7 @@ class GradientSource:
                 size=size,
                 storage_dtype=self.storage_dtype,
                 name=self.name,
+                expect=expect,
             )
         if not gradients.is_finite():
             raise ValueError(

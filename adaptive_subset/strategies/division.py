@@ -8,6 +8,8 @@ such a problem spends less than its part (`fill`, `warn_if_mostly_filled`).
 from __future__ import annotations
 
 import heapq
+import math
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -145,3 +147,11 @@ def proportional_shares(sizes: list[int], budget: int) -> list[int]:
         else:
             heapq.heapreplace(movable, (gap + 1, i))
     return shares
+
+
+def machine_memory() -> float:
+    """Bytes of memory that this machine has; infinite where it does not say."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, OSError, ValueError):
+        return math.inf

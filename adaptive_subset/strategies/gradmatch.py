@@ -16,6 +16,7 @@ from adaptive_subset.strategies.division import (
     by_problem,
     check_scope,
     fill,
+    machine_memory,
     mini_batches,
     warn_if_mostly_filled,
 )
@@ -117,6 +118,17 @@ class GradMatch(_Matching):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_scope(self.scope, self.shares)
+
+    def check_memory(self, n: int, dim: int, budget: int) -> None:
+        """See `Strategy.check_memory`; of one problem for all, which holds the most."""
+        need, have = 8 * min(n * budget, 2 * dim**2 + budget * dim), machine_memory()
+        if self.scope == "global" and need > have:
+            raise ValueError(
+                '`scope` must not be "global" for a problem of this size, got n = '
+                f"{n}, k = {budget} and gradients of length d = {dim}: the solver would hold "
+                f"8 · min(n·k, 2d² + k·d) = {need / 2**30:.1f} GiB, and this machine has "
+                f"{have / 2**30:.1f}. Match class by class, or from a smaller pool_fraction."
+            )
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`."""

@@ -194,6 +194,12 @@ class Strategy(ABC):
         A strategy that sizes itself chooses at least one and at most `budget`, which is n.
         """
 
+    def check_memory(self, n: int, dim: int, budget: int) -> None:  # noqa: B027
+        """Raise a ValueError where choosing `budget` of n gradients of length `dim` cannot fit.
+
+        Asked early in the pass, so that nobody waits for the rest of it in vain.
+        """
+
     def choose(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """`select`, with its choice checked.
 
