@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.dlpack import from_dlpack
 
 from adaptive_subset import TaggedDataset, TaggedIndex, WeightedLoss, WeightedTarget, retag
 
@@ -278,7 +279,7 @@ def test_row_operations_in_the_loop(name: str) -> None:
     agree(net, WeightedLoss(CRITERION)(net(change(x)), change(y)), change(x))
 
 
-SHAPE_OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+SHAPE_OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "one_hot": lambda y: F.one_hot(y, CLASSES).float(),
     "one_hot of a permutation": lambda y: F.one_hot(y.flip(0).flip(0), CLASSES).float(),
     "dtype": lambda y: y.to(torch.int32).long(),
@@ -323,7 +324,7 @@ def test_conversions_in_the_loop(name: str) -> None:
     net = Net()
     x, y = next(iter(loader()))
     changed = SHAPE_OPERATIONS[name](y)
-    labels = changed.plain()  # type: ignore[attr-defined]
+    labels = changed.plain()
     agree(net, WeightedLoss(CRITERION)(net(x), changed), x, labels)
 
 
@@ -332,7 +333,12 @@ def assign_rows(y: Tensor) -> Tensor:
     return y
 
 
-LOUD: dict[str, Callable[[Tensor], Tensor]] = {
+def assign_data(y: Any) -> Any:
+    y.data = y.plain().flip(0)
+    return y
+
+
+LOUD: dict[str, Callable[[Any], Any]] = {
     "mixing to more than one": lambda y: (0.3 * y + 0.8 * y.flip(0)).long(),
     "extrapolating": lambda y: (1.3 * y + -0.3 * y.flip(0)).long(),
     "mixing with plain labels": lambda y: (0.3 * y + 0.7 * y.plain().flip(0)).long(),
@@ -341,9 +347,9 @@ LOUD: dict[str, Callable[[Tensor], Tensor]] = {
     "choosing labels of others": lambda y: torch.where(y > 1, y, y.flip(0)),
     "labels along columns": lambda y: (y[:, None] + y).diagonal() % CLASSES,
     "a limit by row": lambda y: y.clamp(max=torch.arange(5)),
-    "other data": lambda y: (setattr(y, "data", y.plain().flip(0)), y)[1],
+    "other data": assign_data,
     "writing to data": lambda y: (y.data.copy_(y.plain().flip(0)), y)[1],
-    "another library's memory": lambda y: (torch.from_dlpack(y), y)[1],
+    "another library's memory": lambda y: (from_dlpack(y), y)[1],
     "resizing": lambda y: y.unsqueeze_(1).squeeze_(1),
     "bits": lambda y: y.view(torch.int32)[::2],
     "numbers of repetitions": lambda y: torch.repeat_interleave(torch.ones_like(y) + 0 * y)[:5] % 3,
@@ -457,7 +463,8 @@ def test_a_mask_or_one_hot_made_of_targets_is_plain() -> None:
 
 
 def test_tokens_count_with_the_weight_of_their_sample() -> None:
-    y = WeightedTarget(torch.arange(6).view(3, 2), torch.tensor([0.5, 2.0, 1.0]), torch.arange(3))
+    weights = torch.tensor([0.5, 2.0, 1.0])
+    y: Any = WeightedTarget(torch.arange(6).view(3, 2), weights, torch.arange(3))
     assert y.view(-1).weights.tolist() == [0.5, 0.5, 2.0, 2.0, 1.0, 1.0]
     assert not isinstance(y.transpose(0, 1), WeightedTarget)  # a row of it mixes samples
     assert y[y > 9].weights.tolist() == []

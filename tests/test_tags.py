@@ -172,7 +172,7 @@ def test_batched_fetching_and_attributes_are_those_of_the_dataset() -> None:
     assert pickle.loads(pickle.dumps(data)).classes == ("a", "b")
 
 
-def batch() -> WeightedTarget:
+def batch() -> Any:
     return WeightedTarget(torch.arange(4), torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.arange(4))
 
 
@@ -191,7 +191,7 @@ def batch() -> WeightedTarget:
     ],
 )
 def test_indices_move_with_the_weights(move: Any) -> None:
-    targets: Any = batch()
+    targets = batch()
     moved = move(targets)
     assert torch.equal(targets.weights[moved.sample_indices], moved.weights)
 
@@ -215,7 +215,7 @@ def test_loaded_targets_know_their_indices() -> None:
     "twin", [lambda t: pickle.loads(pickle.dumps(t)), copy.copy, copy.deepcopy]
 )
 def test_copies_keep_their_weights(twin: Any) -> None:
-    targets: Any = batch()
+    targets = batch()
     again: Any = twin(targets)
     assert torch.equal(again.plain(), torch.arange(4))
     assert torch.equal(again.weights, targets.weights)
@@ -338,24 +338,28 @@ def test_tags_that_do_not_fit_raise(
 
 def test_targets_like_others() -> None:
     teacher = torch.rand(4, 3, requires_grad=True)
-    soft = WeightedTarget.like(teacher * 2, batch())
+    soft: Any = WeightedTarget.like(teacher * 2, batch())
     assert torch.equal(soft.weights, batch().weights)
     assert torch.equal(soft.sample_indices, torch.arange(4))
     soft.plain().sum().backward()  # the graph goes on
+    assert teacher.grad is not None
     assert torch.equal(teacher.grad, torch.full((4, 3), 2.0))
     assert WeightedTarget.like(teacher, torch.arange(4)) is teacher  # in validation
-    assert torch.equal(WeightedTarget.like(batch().flip(0), batch()).weights, batch().weights)
+    again: Any = WeightedTarget.like(batch().flip(0), batch())
+    assert torch.equal(again.weights, batch().weights)
     with pytest.raises(ValueError, match="one number for each row"):
         WeightedTarget.like(teacher[:3], batch())
 
 
 def test_single_samples_become_rows() -> None:
     targets = batch()
-    joined = torch.cat([targets[3][None], targets[1].view(1), targets[0].reshape(1)])
+    joined: Any = torch.cat([targets[3][None], targets[1].view(1), targets[0].reshape(1)])
     assert torch.equal(joined.weights, targets.weights[[3, 1, 0]])
-    assert F.one_hot(targets[2], 4).weights == targets[2].weights
+    hot: Any = F.one_hot(targets[2], 4)
+    assert hot.weights == targets[2].weights
     assert not isinstance(torch.stack([targets[1], targets[0].plain()]), WeightedTarget)
-    soft = F.one_hot(targets, 4)
+    soft: Any = F.one_hot(targets, 4)
     assert soft[2].weights == targets[2].weights
-    assert torch.equal(torch.stack([*soft][::-1]).weights, targets.weights.flip(0))
+    stacked: Any = torch.stack([*soft][::-1])
+    assert torch.equal(stacked.weights, targets.weights.flip(0))
     assert soft[2:3, 0].weights.tolist() == [targets[2].weights]
