@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, prune
 from adaptive_subset.gradients.collect import last_layer_gradients
 from adaptive_subset.gradients.head import Head
 from tests import models
-from tests.test_gradients import dense, looped_gradients
+from tests.test_last_layer import dense, looped_gradients
 
 N = 7
 X = torch.randn(N, 6, generator=torch.Generator().manual_seed(0)).double()
@@ -111,10 +111,11 @@ class Residual(nn.Linear):
 def test_a_head_that_is_not_quite_linear_is_refused(
     kind: type[nn.Linear], dtype: torch.dtype, zero: bool
 ) -> None:
-    model = nn.Sequential(nn.Linear(6, 2048), kind(2048, 4)).to(dtype)
+    head = kind(2048, 4)
     if zero:
-        nn.init.zeros_(model[1].weight)
-        nn.init.zeros_(model[1].bias)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+    model = nn.Sequential(nn.Linear(6, 2048), head).to(dtype)
     with pytest.raises(ValueError, match=r"`head` '1' must be a plain linear map"):
         gradients_of(model)
 
@@ -164,9 +165,9 @@ def test_a_given_head_is_taken_without_a_search() -> None:
 @pytest.mark.parametrize("head", ["2", None])
 @pytest.mark.parametrize("norm", [parametrizations.weight_norm, nn.utils.weight_norm])
 def test_under_weight_norm_the_normalised_weight_is_matched(norm: Any, head: str | None) -> None:
-    model = models.mlp().double()
+    model: Any = models.mlp().double()
     norm(model[2])
-    plain = models.mlp().double()
+    plain: Any = models.mlp().double()
     plain[0] = model[0]
     with torch.no_grad():
         for part in model[2].parameters():  # away from where the norm changes nothing
@@ -323,7 +324,7 @@ def test_both_heads_of_a_timm_repvit_are_matched() -> None:
     x = torch.randn(3, 3, 32, 32).double()
     heads = ["head.head.l", "head.head_dist.l"]
     for name in heads:
-        nn.init.normal_(model.get_submodule(name).weight)
+        nn.init.normal_(model.get_parameter(f"{name}.weight"))
     expected = looped_gradients(model, LOSS, x, Y[:3], heads)
     found = dense(last_layer_gradients(model, [(x, Y[:3])], LOSS)[0])
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
@@ -400,7 +401,7 @@ def test_sharded_parameters_are_refused(tmp_path: Path) -> None:
 
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/s", rank=0, world_size=1)
     try:
-        model = fully_shard(models.mlp(), mesh=init_device_mesh("cpu", (1,)))
+        model: Any = fully_shard(models.mlp(), mesh=init_device_mesh("cpu", (1,)))
         with pytest.raises(ValueError, match=r"hold its parameters whole.*FSDP.*DTensor"):
             gradients_of(model)
     finally:
@@ -411,7 +412,7 @@ def test_sharded_parameters_are_refused(tmp_path: Path) -> None:
 def test_other_shardings_are_known_by_name(names: str) -> None:
     kind = nn.Parameter if names == "FlatParameter" else nn.Sequential
     named = type(names, (kind,), {})
-    model = models.mlp()
+    model: Any = models.mlp()
     if kind is nn.Parameter:
         model[0].weight = named(torch.zeros(8, 6))
     else:
@@ -421,9 +422,9 @@ def test_other_shardings_are_known_by_name(names: str) -> None:
 
 
 def test_parameters_that_zero_3_took_away_are_refused() -> None:
-    model = models.mlp()
+    model: Any = models.mlp()
     model[0].weight = nn.Parameter(torch.empty(0))
-    model[0].weight.ds_id = 0  # type: ignore[assignment]
+    model[0].weight.ds_id = 0
     with pytest.raises(ValueError, match=r"hold its parameters whole.*ds_id"):
         gradients_of(model)
 

@@ -236,13 +236,11 @@ class Augmented(Dataset[tuple[Tensor, int]]):
         return DATA[index][0] + torch.randn(6), int(DATA[index][1])
 
 
+BATCHES: Any = list(DataLoader(DATA, 9))
+
+
 @pytest.mark.parametrize(
-    "twin",
-    [
-        DATA,
-        DataLoader(DATA, batch_size=7),
-        DataLoader(list(DataLoader(DATA, 9)), batch_size=None),
-    ],
+    "twin", [DATA, DataLoader(DATA, batch_size=7), DataLoader(BATCHES, batch_size=None)]
 )
 def test_gradients_come_from_the_pool(twin: Any) -> None:
     torch.manual_seed(0)

@@ -25,7 +25,7 @@ from adaptive_subset import GradMatch, Random, Selector
 from adaptive_subset.gradients.collect import last_layer_gradients
 from adaptive_subset.gradients.source import GradientSource, is_map_style
 from tests import models
-from tests.test_gradients import dense
+from tests.test_last_layer import dense
 
 N = 12
 X = torch.randn(N, 6, generator=torch.Generator().manual_seed(0))
@@ -76,7 +76,7 @@ SAMPLES: dict[str, Any] = {
 @pytest.mark.parametrize("name", SAMPLES)
 def test_what_has_a_length_and_an_index_is_a_dataset(name: str) -> None:
     model, data = Keyword(), SAMPLES[name]
-    options = {"budget": 4, "criterion": nn.CrossEntropyLoss(), "batch_size": 5}
+    options: dict[str, Any] = {"budget": 4, "criterion": nn.CrossEntropyLoss(), "batch_size": 5}
     expected = Selector(DATA, GradMatch(), **options).select(model, 0)
     roles: list[dict[str, Any]] = [
         {"dataset": data},
@@ -132,7 +132,7 @@ def test_a_stream_of_samples_can_be_a_pool() -> None:
         Selector(DATA, GradMatch(), pool=Stream(), pool_fraction=0.5, **options)
 
 
-BATCHES = [(X[:4], Y[:4]), (X[4:], Y[4:])]
+BATCHES: Any = [(X[:4], Y[:4]), (X[4:], Y[4:])]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_loader_that_starts_over_is_a_pool() -> None:
     "loader",
     [
         DataLoader(DATA, shuffle=True),
-        DataLoader(DATA, sampler=WeightedRandomSampler(torch.ones(N), N)),
+        DataLoader(DATA, sampler=WeightedRandomSampler([1.0] * N, N)),
         DataLoader(DATA, sampler=SubsetRandomSampler(range(N))),
         DataLoader(DATA, batch_sampler=BatchSampler(RandomSampler(DATA), 4, False)),
         DataLoader(DATA, sampler=DistributedSampler(DATA, 1, 0)),
@@ -216,10 +216,15 @@ def test_a_distributed_sampler_that_keeps_the_order_is_fine() -> None:
     GradientSource(loader).read(models.mlp(), nn.CrossEntropyLoss(), size=N)
 
 
+class Flattened(Keyword):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x.reshape(len(x), -1))  # which raises for no rows
+
+
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_an_empty_batch_is_passed_over(place: int) -> None:
     batches = list(BATCHES)
-    model = models.mlp()
+    model = Flattened()
     expected = dense(last_layer_gradients(model, batches, nn.CrossEntropyLoss())[0])
     batches.insert(place, (X[:0], Y[:0]))
     found = dense(last_layer_gradients(model, batches, nn.CrossEntropyLoss(), size=N)[0])
@@ -263,6 +268,9 @@ def test_targets_may_be_arrays_or_lists_of_numbers() -> None:
         torch.testing.assert_close(found, expected)
 
 
+NOTHING: Any = []
+
+
 @pytest.mark.parametrize(
     ("validation", "error", "message"),
     [
@@ -273,7 +281,7 @@ def test_targets_may_be_arrays_or_lists_of_numbers() -> None:
             r"`validation` must give finite gradients",
         ),
         ([(X[0], "cat")], TypeError, r"batch of `validation`, got a"),
-        (DataLoader([], batch_size=None), ValueError, r"`validation` must yield at least one"),
+        (DataLoader(NOTHING, batch_size=None), ValueError, r"`validation` must yield at least one"),
         (DataLoader(DATA, batch_size=None), ValueError, r"`validation` must yield batches"),
     ],
 )

@@ -20,7 +20,7 @@ from adaptive_subset.gradients.collect import last_layer_gradients
 from adaptive_subset.gradients.snapshot import preserved_modules
 from adaptive_subset.gradients.source import GradientSource
 from tests import models
-from tests.test_gradients import dense
+from tests.test_last_layer import dense
 
 N = 12
 X = torch.randn(N, 6, generator=torch.Generator().manual_seed(0))
@@ -75,7 +75,10 @@ class Memory(nn.Module):
         self.fc = nn.Linear(6, 4)
         self.calls = torch.zeros(3)  # no buffer
         self.queue: deque[int] = deque([1, 2], maxlen=4)
-        self.nested = {"stats": [torch.zeros(2), {"seen": {1, 2}}], "pair": (torch.ones(2), [])}
+        self.nested: Any = {
+            "stats": [torch.zeros(2), {"seen": {1, 2}}],
+            "pair": (torch.ones(2), []),
+        }
         self.generator = torch.Generator().manual_seed(3)
         self.numpy = [np.random.default_rng(3)]
         self.python = random.Random(3)
@@ -130,12 +133,11 @@ def test_what_a_module_holds_is_put_back_at_any_depth() -> None:
 
 
 def test_a_tensor_that_changed_its_size_is_put_back() -> None:
-    model = nn.Module()
-    model.register_buffer("queue", torch.arange(3.0))
-    buffer = model.queue
+    model, buffer = nn.Module(), torch.arange(3.0)
+    model.register_buffer("queue", buffer)
     with preserved_modules(model):
         buffer.resize_(5).fill_(7)
-    assert torch.equal(model.queue, torch.arange(3.0))
+    assert torch.equal(buffer, torch.arange(3.0))
     assert model.queue is buffer
 
 
@@ -205,6 +207,8 @@ def test_a_criterion_inside_the_model_keeps_its_flags(training: bool, weighted: 
 class Counting(nn.CrossEntropyLoss):
     """A loss with a running mean, as centred ones have."""
 
+    centre: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("centre", torch.zeros(()))
@@ -262,7 +266,9 @@ class Transformed(Dataset[Any]):
 @pytest.mark.filterwarnings("ignore:`dataset` gives another input")
 @pytest.mark.parametrize("pool", ["dataset", "subset", "loader"])
 @pytest.mark.parametrize(
-    "hold", [lambda j: [j], lambda j: (partial(j),), lambda j: [j.__call__]], ids=str
+    "hold",
+    [lambda j: [j], lambda j: (partial(j),), lambda j: [j.__call__]],
+    ids=["list", "partial", "method"],
 )
 def test_a_dataset_s_own_generators_are_put_back(pool: str, hold: Callable[[Jitter], Any]) -> None:
     jitter = Jitter()
