@@ -351,7 +351,7 @@ LOUD: dict[str, Callable[[Any], Any]] = {
     "writing to data": lambda y: (y.data.copy_(y.plain().flip(0)), y)[1],
     "another library's memory": lambda y: (from_dlpack(y), y)[1],
     "resizing": lambda y: y.unsqueeze_(1).squeeze_(1),
-    "bits": lambda y: y.view(torch.int32)[::2],
+    "bits": lambda y: y.view(torch.int32)[::2].long(),
     "numbers of repetitions": lambda y: torch.repeat_interleave(torch.ones_like(y) + 0 * y)[:5] % 3,
     "into a tensor of one's own": lambda y: torch.add(y, 0, out=torch.zeros(5).long()),
     "adding labels": lambda y: (y + y.flip(0)) % CLASSES,
@@ -447,7 +447,7 @@ def test_numpy_may_not_write_to_targets() -> None:
     for view in (y.numpy(), np.asarray(y), y.flip(0).numpy(), y[0].numpy()):
         with pytest.raises(ValueError, match="read-only"):
             view[...] = 0
-    np.array(y)[:] = 0  # a copy
+    y.numpy().copy()[:] = 0
     assert y.plain().tolist() != [0] * 5
     assert y.weights is not None
 
