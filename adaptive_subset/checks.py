@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
+from dataclasses import fields
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -58,6 +60,25 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"`{name}` must be True or False, got {shown(value)}.")
     return value
+
+
+def check_fields(instance: Any) -> None:
+    """Raise where a field of a dataclass is not what its annotation says: int, float, bool, None.
+
+    Raises:
+        TypeError: it is of another kind.
+        ValueError: a float that is not finite.
+    """
+    for field in fields(instance):
+        name, value, kinds = field.name, getattr(instance, field.name), str(field.type).split(" | ")
+        if value is None and "None" in kinds:
+            continue
+        if "bool" in kinds:
+            flag(name, value)
+        elif "int" in kinds:
+            whole(name, value)
+        elif "float" in kinds and not math.isfinite(number(name, value)):
+            raise ValueError(f"`{name}` must be finite, got {value}.")
 
 
 def loss(criterion: T) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import traceback
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from adaptive_subset import (
+    STRATEGIES,
     AdaptiveSubsetSampler,
     GradMatch,
     Selector,
@@ -115,3 +117,32 @@ def test_a_bad_argument_is_named(call: Any, name: str, value: Any) -> None:
     message, frames = str(caught.value), traceback.extract_tb(caught.value.__traceback__)
     assert re.search(rf"`({name}|reading)` .*must .*, got ", message, re.DOTALL), message
     assert "adaptive_subset" in Path(frames[-1].filename).parts, frames[-1]
+
+
+def bad_fields(kind: Any) -> list[Any]:
+    """Each field of a dataclass with values that its annotation rules out."""
+    calls = []
+    for field in fields(kind):
+        kinds = str(field.type).split(" | ")
+        values = next(
+            values
+            for part, values in (
+                ("bool", ["no", 1, None]),
+                ("int", [*WHOLE, 2.5]),
+                ("float", [*NUMBER[:3], *NUMBER[4:]]),
+                (kinds[0], ["nonsense", 7]),
+            )
+            if part in kinds
+        )
+        calls += [(field.name, v) for v in values if v is not None or "None" not in kinds]
+    return [
+        pytest.param(kind, *call, id=f"{kind.__name__}-{call[0]}-{call[1]!r:.30}") for call in calls
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"), [call for kind in STRATEGIES.values() for call in bad_fields(kind)]
+)
+def test_a_bad_argument_of_a_strategy_is_named(kind: Any, name: str, value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=rf"`{name}` must be .*, got "):
+        kind(**{name: value})

@@ -67,6 +67,7 @@ class CRAIG(Strategy):
     needs_gradients = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_scope(self.scope, self.shares)
         if self.epsilon is not None and not 0 < self.epsilon < 1:
             raise ValueError(f"`epsilon` must be in (0, 1) or None, got {self.epsilon}.")
@@ -106,6 +107,7 @@ class CRAIGPB(Strategy):
     needs_gradients = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
 

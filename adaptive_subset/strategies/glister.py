@@ -56,6 +56,7 @@ class GLISTER(Strategy):
     needs_gradients = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.lr > 0:
             raise ValueError(f"`lr` must be above 0, got {self.lr}.")
         if self.refreshes < 1:

@@ -37,6 +37,7 @@ class _Matching(Strategy):
     needs_gradients = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.lam >= 0:
             raise ValueError(f"`lam` must be at least 0, got {self.lam}.")
         if self.lam_is not in ("relative", "absolute"):

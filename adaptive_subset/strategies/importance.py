@@ -19,6 +19,7 @@ class _ImportanceSampling(Strategy):
     unbiased: bool
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.uniform <= 1:
             raise ValueError(f"`uniform` must be in (0, 1], got {self.uniform}.")
 

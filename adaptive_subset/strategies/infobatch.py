@@ -39,6 +39,7 @@ class InfoBatch(Strategy):
     sizes_itself = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.epochs is not None and self.epochs < 1:
             raise ValueError(f"`epochs` must be at least 1, got {self.epochs}.")
         if not 0 <= self.ratio < 1:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from adaptive_subset.checks import check_fields
 from adaptive_subset.gradients import Gradients
 from adaptive_subset.gradients.look_ahead import LastLayer
 from adaptive_subset.precision import full_precision
@@ -186,6 +187,10 @@ class Strategy(ABC):
     sizes_itself: ClassVar[bool] = False
     repeats: ClassVar[bool] = False
     batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if is_dataclass(self):
+            check_fields(self)
 
     @abstractmethod
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
