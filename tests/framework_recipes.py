@@ -24,6 +24,7 @@ from adaptive_subset import (
     WeightedLoss,
     WeightedTarget,
 )
+from adaptive_subset.delivery import tags
 from tests import models
 
 PAGE = Path(__file__).parents[1] / "docs" / "frameworks.md"
@@ -144,6 +145,7 @@ class Run:
         with pytest.MonkeyPatch.context() as patches:
             patches.setattr(Selector, "select", watched_select)
             patches.setattr(WeightedLoss, "forward", watched_forward)
+            patches.setattr(tags, "_warned", False)  # of a plain loss it warns once in a process
             yield
 
 

@@ -122,7 +122,7 @@ def main(args: Namespace) -> dict[str, Any]:
     model_ema = AveragedModel(
         model_without_ddp,
         multi_avg_fn=get_ema_multi_avg_fn(0.9),
-        use_buffers=True,  # type: ignore[no-untyped-call]
+        use_buffers=True,
     )
 
     losses = []

@@ -37,9 +37,10 @@ EXACT = "exact"
 LIGHTNING, TRAINER, ACCELERATE = "Lightning", "Hugging Face Trainer", "Accelerate"
 TORCHDATA, IGNITE = "torchdata's StatefulDataLoader", "ignite"
 
-LOST = "`target` must carry the weights of its samples in training"
+LOST = "`target` must carry the weights of its samples"
 NOT_DUE = "is due for a selection and has none"
-UNWEIGHTED = "weights"
+# A warning, the others are errors.
+UNWEIGHTED = "a loss that is not weighted was given targets whose samples have weights"
 
 QUIET: dict[str, dict[str, Any]] = {
     LIGHTNING: {
@@ -71,6 +72,13 @@ PLAIN_LOSS = {"criterion = WeightedLoss(nn.CrossEntropyLoss(), selector)": (
     "criterion = nn.CrossEntropyLoss()\nselector.bind_criterion(criterion)"
 )}  # fmt: skip
 ATTACHED = {LOADER: "sampler.attach(DataLoader(train_set, batch_size=batch_size, shuffle=True))"}
+RETAGGED = {
+    "    callbacks=[Reselect()],\n": (
+        "    callbacks=[Reselect()],\n    data_collator=retag(default_data_collator),\n"
+    ),
+    "import Trainer,": "import default_data_collator, Trainer,",
+    "Selector, WeightedLoss\n": "Selector, WeightedLoss, retag\n",
+}
 IN_EPOCH_START = {
     RESELECT: "",
     "    def training_step": (
@@ -148,6 +156,8 @@ LOOPS = [
     Loop(TRAINER, "the loss of the model, no `compute_loss_func`", UNWEIGHTED,
          changes={"    compute_loss_func=loss,\n": ""}),
     Loop(TRAINER, "the key `label`", LOST, given={"train_set": Fields("label")}),
+    Loop(TRAINER, "the key `label`, `data_collator=retag(default_data_collator)`",
+         given={"train_set": Fields("label")}, changes=RETAGGED),
     Loop(TRAINER, "`train_dataset=train_set`", LOST,
          changes={"train_dataset=sampler.dataset": "train_dataset=train_set"}),
     Loop(TRAINER, "the sampler of the Trainer", LOST, changes={
@@ -199,7 +209,7 @@ def _train(loop: Loop, folder: Path) -> list[Run]:
 
 def _ranks(loop: Loop, folder: Path) -> list[Run]:
     import_module("lightning")  # it takes seconds, and the ranks are forked
-    mp.start_processes(_rank, (loop, folder), nprocs=loop.ranks, start_method="fork")  # type: ignore[attr-defined, no-untyped-call]
+    mp.start_processes(_rank, (loop, folder), nprocs=loop.ranks, start_method="fork")  # type: ignore[attr-defined]
     outcomes = [torch.load(folder / str(rank), weights_only=False) for rank in range(loop.ranks)]
     runs = []
     for outcome in outcomes:
@@ -235,15 +245,7 @@ def _messages(error: BaseException | None) -> str:
     return "" if error is None else f"{error}\n{_messages(error.__context__)}"
 
 
-def _marked(loop: Loop) -> Any:
-    silent = loop.outcome == UNWEIGHTED
-    reason = "a plain loss on weighted targets is not noticed yet"
-    return pytest.param(loop, marks=pytest.mark.xfail(silent, reason=reason, strict=True))
-
-
-@pytest.mark.parametrize(
-    "loop", [_marked(loop) for loop in LOOPS], ids=lambda loop: f"{loop.recipe}: {loop.says}"
-)
+@pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: f"{loop.recipe}: {loop.says}")
 def test_loops(loop: Loop, tmp_path: Path) -> None:
     accumulation = {} if loop.counts is None else {"accumulate": 2, "counts": loop.counts}
     if loop.outcome == EXACT:

@@ -40,10 +40,6 @@ PAGE = Path(__file__).parents[1] / "docs" / "frameworks.md"
 README = PAGE.parents[1] / "README.md"
 EPOCHS, SELECTS = 6, [0, 5]
 
-RETAG = pytest.mark.xfail(
-    not hasattr(adaptive_subset, "retag"), reason="`retag` is not there yet", strict=True
-)
-
 
 def diff(page: Path, title: str) -> list[tuple[str, str]]:
     """What the first diff under `title` replaces and by what, for each of its passages."""
@@ -170,7 +166,6 @@ def _both(rank: int, ranks: int, folder: str, options: dict[str, Any]) -> None:
         os._exit(0)  # gloo's threads may abort an interpreter that is shut down in order
 
 
-@RETAG
 @pytest.mark.parametrize(
     "options",
     [
@@ -192,7 +187,7 @@ def test_the_script_with_the_diff_is_exact(
     if ranks == 1:
         _both(0, *arguments)
     else:
-        mp.start_processes(_both, arguments, nprocs=ranks, start_method="fork")  # type: ignore[attr-defined, no-untyped-call]
+        mp.start_processes(_both, arguments, nprocs=ranks, start_method="fork")  # type: ignore[attr-defined]
     for rank in range(ranks):
         selects, found, wanted = torch.load(tmp_path / str(rank), weights_only=False)
         assert selects == SELECTS
