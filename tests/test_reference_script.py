@@ -195,7 +195,7 @@ def test_the_script_with_the_diff_is_exact(
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
-def test_the_diff_is_that_of_the_readme_and_one_line() -> None:
+def test_the_diff_has_no_more_lines_than_that_of_the_readme() -> None:
     def added(page: Path, title: str) -> list[str]:
         return [
             line
@@ -206,5 +206,4 @@ def test_the_diff_is_that_of_the_readme_and_one_line() -> None:
 
     readme = added(README, "What changes in your code")
     here = added(PAGE, "torchvision's reference script")
-    assert len(here) <= len(readme) + 1
-    assert [line for line in here if "retag(" in line] == ["    collate_fn = retag(collate_fn)"]
+    assert len(here) <= len(readme)
