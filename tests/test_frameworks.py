@@ -31,7 +31,11 @@ from tests.framework_recipes import (
     mean_of_samples,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the frameworks' own
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("frameworks"),  # each takes seconds to import
+    pytest.mark.filterwarnings("ignore"),  # the frameworks' own
+]
 
 EXACT = "exact"
 LIGHTNING, TRAINER, ACCELERATE = "Lightning", "Hugging Face Trainer", "Accelerate"

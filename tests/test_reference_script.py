@@ -40,6 +40,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "frameworks.md"
 README = PAGE.parents[1] / "README.md"
 EPOCHS, SELECTS = 6, [0, 5]
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+
 
 def diff(page: Path, title: str) -> list[tuple[str, str]]:
     """What the first diff under `title` replaces and by what, for each of its passages."""
