@@ -1,0 +1,92 @@
+"""What runs leave behind: one JSON line each, in a file that survives being killed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run to be made: a task, a method, a budget, a learning rate, a seed."""
+
+    task: str
+    method: str
+    fraction: float
+    rate: float
+    seed: int
+
+
+class Results:
+    """Finished runs, by cell and by all settings of task and method.
+
+    A changed recipe makes other runs: those of the old one stay in the file and are left out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        text = path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        if len(whole) < len(text):  # killed while writing
+            os.truncate(path, len(whole))
+        self._lines = {_key(line): line for line in map(json.loads, whole.splitlines())}
+
+    def add(self, cell: Cell, settings: Line, measured: Line) -> Line:
+        """Append a finished run; it is on the disk when this returns."""
+        line = {**asdict(cell), "settings": settings, **measured}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._lines[_key(line)] = line
+        return line
+
+    def find(self, cell: Cell, settings: Line) -> Line | None:
+        return self._lines.get(_key({**asdict(cell), "settings": settings}))
+
+    def of(self, task: str, method: str, fraction: float, settings: Line) -> list[Line]:
+        """All runs that differ in learning rate and seed only."""
+        wanted = _kind(task, method, fraction, settings)
+        return [
+            line
+            for line in self._lines.values()
+            if _kind(line["task"], line["method"], line["fraction"], line["settings"]) == wanted
+        ]
+
+
+def best_rate(lines: Iterable[Line]) -> float | None:
+    """The learning rate with the best mean accuracy on the validation samples.
+
+    Over the seeds that all rates have, so that no rate is favoured by its seeds. The test
+    accuracy has no say. Of equals it is the smallest.
+    """
+    by_rate: dict[float, dict[int, float]] = {}
+    for line in lines:
+        by_rate.setdefault(line["rate"], {})[line["seed"]] = line["validation"]
+    if not by_rate:
+        return None
+    common = set.intersection(*(set(seeds) for seeds in by_rate.values()))
+    if not common:
+        raise ValueError(f"learning rates {sorted(by_rate)} have no seed in common")
+
+    def score(rate: float) -> tuple[float, float]:
+        return sum(by_rate[rate][seed] for seed in common), -rate
+
+    return max(by_rate, key=score)
+
+
+def _kind(task: str, method: str, fraction: float, settings: Line) -> str:
+    return json.dumps([task, method, fraction, settings], sort_keys=True)
+
+
+def _key(line: Line) -> str:
+    kind = _kind(line["task"], line["method"], line["fraction"], line["settings"])
+    return f"{kind} {line['rate']!r} {line['seed']!r}"
