@@ -14,11 +14,13 @@ finished run is one JSON line in OUT/arena.jsonl. Times are those of one thread.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from benchmarks import measure
+from benchmarks.arena import report
 from benchmarks.arena.methods import METHODS
 from benchmarks.arena.race import Race, run
 from benchmarks.arena.results import Results
@@ -30,17 +32,20 @@ PAGE = Path(__file__).parents[2] / "docs" / "comparison.md"
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
+    results = Results(options.report or options.out / "arena.jsonl")
     race = Race(
         tasks={name: TASKS[name] for name in options.tasks},
         methods={name: METHODS[name] for name in options.methods},
         fractions=options.fractions,
         seeds=options.seeds,
         finalists=options.finalists,
-        results=Results(options.report or options.out / "arena.jsonl"),
+        results=results,
     )
     if options.report is None:
         environment = measure.environment()
         run(race, options.data, options.out / "cache", torch.device(options.device), environment)
+    everything = replace(race, fractions=results.fractions(), seeds=results.seeds())
+    report.write(everything, options.page)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -65,6 +70,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, default=1)
     add("--device", default="cpu")
     add("--report", type=Path, metavar="JSONL", help="run nothing, report these results")
+    add("--page", type=Path, default=PAGE, help="where the report goes (docs/comparison.md)")
     options = parser.parse_args(arguments)
     if any(not 0 < fraction <= 1 for fraction in options.fractions):
         parser.error(f"--fractions must be in (0, 1], got {options.fractions}")

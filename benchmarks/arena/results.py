@@ -61,6 +61,12 @@ class Results:
             if _kind(line["task"], line["method"], line["fraction"], line["settings"]) == wanted
         ]
 
+    def fractions(self) -> list[float]:
+        return sorted({line["fraction"] for line in self._lines.values()})
+
+    def seeds(self) -> list[int]:
+        return sorted({line["seed"] for line in self._lines.values()})
+
 
 def best_rate(lines: Iterable[Line]) -> float | None:
     """The learning rate with the best mean accuracy on the validation samples.
