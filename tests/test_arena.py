@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptive_subset import Candidates, Choice, FreshRandom
-from benchmarks.arena import data, figures, report
+from benchmarks.arena import data, figures, report, text
 from benchmarks.arena import race as arena_race
 from benchmarks.arena.methods import METHODS, Method, OrderDP, Plan, RandomSizes
 from benchmarks.arena.race import Race, beyond_edge, run
@@ -230,6 +230,65 @@ def test_wrong_labels_are_wrong_and_as_many_as_asked() -> None:
     noisy = data.map_train(lambda samples: data.wrong_labels(0.2, samples), clean)
     assert int((noisy.train.labels != clean.train.labels).sum()) == 160
     assert torch.equal(noisy.validation.labels, clean.validation.labels)
+
+
+def test_the_long_tail_keeps_a_clean_balanced_reference_in_training() -> None:
+    tail = data.long_tail(10, 5, blobs())
+    assert torch.bincount(tail.train.labels).tolist() == [200, 93, 43, 20]
+    assert tail.reference is not None
+    assert torch.bincount(tail.reference.labels).tolist() == [5] * 4
+    trained = set(map(tuple, tail.train.inputs.tolist()))
+    assert all(tuple(row) in trained for row in tail.reference.inputs.tolist())
+
+
+def test_near_duplicates_are_shifted_copies_of_few_images() -> None:
+    given = data.Samples(torch.randn(40, 1, 6, 6), torch.arange(40))
+    found = data.near_duplicates(4, given)
+    assert torch.bincount(found.labels, minlength=40).unique().tolist() == [0, 4]
+    for image, label in zip(found.inputs, found.labels, strict=True):
+        original = given.inputs[label]
+        shifts = (original.roll((i, j), (-2, -1)) for i in (-1, 0, 1) for j in (-1, 0, 1))
+        assert min(float((image - moved).abs().mean()) for moved in shifts) < 0.2
+
+
+def test_the_transformer_is_berts() -> None:
+    shapes = {
+        **{f"attention.self.{name}": (384, 384) for name in ("query", "key", "value")},
+        **{"attention.output.dense": (384, 384), "attention.output.LayerNorm": (384,)},
+        **{"intermediate.dense": (1536, 384), "output.dense": (384, 1536)},
+        "output.LayerNorm": (384,),
+    }
+    w = {f"encoder.layer.0.{k}.weight": torch.randn(s) / 20 for k, s in shapes.items()}
+    w |= {f"encoder.layer.0.{k}.bias": torch.randn(s[0]) for k, s in shapes.items()}
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        key = f"encoder.layer.0.{name}"
+        return x @ w[f"{key}.weight"].T + w[f"{key}.bias"]
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        key = f"encoder.layer.0.{name}.LayerNorm"
+        centred = x - x.mean(-1, keepdim=True)
+        return (
+            centred / centred.square().mean(-1, keepdim=True).sqrt() * w[f"{key}.weight"]
+            + w[f"{key}.bias"]
+        )
+
+    x = torch.randn(2, 5, 384)
+    q, k, v = (
+        linear(x, f"attention.self.{name}").view(2, 5, 12, 32).transpose(1, 2)
+        for name in ("query", "key", "value")
+    )
+    attended = (q @ k.transpose(2, 3) / 32**0.5).softmax(-1) @ v
+    attended = attended.transpose(1, 2).reshape(2, 5, 384)
+    middle = norm(x + linear(attended, "attention.output.dense"), "attention.output")
+    wide = nn.functional.gelu(linear(middle, "intermediate.dense"))
+    expected = norm(middle + linear(wide, "output.dense"), "output")
+    torch.testing.assert_close(text._layer(w, 0)(x), expected, atol=1e-3, rtol=1e-4)
+
+
+def test_words_of_a_mail_are_its_subject_and_its_body_without_markup() -> None:
+    mail = "From: a\nSubject: Re: hello\nContent-Type: text/html\n\n<b>good</b>  day\n"
+    assert text._words(mail).split() == ["Re:", "hello", "good", "day"]
 
 
 def test_crops_are_those_of_the_padded_image() -> None:

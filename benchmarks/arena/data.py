@@ -112,3 +112,35 @@ def wrong_labels(share: float, samples: Samples) -> Samples:
     rows = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
     labels[rows] += torch.randint(1, classes, (len(rows),), generator=generator)
     return Samples(samples.inputs, labels % classes)
+
+
+def long_tail(factor: float, clean: int, given: Data) -> Data:
+    """The c-th class with ``factor^(−c / (C − 1))`` of its samples, the last with 1 / factor.
+
+    Of each class `clean` samples are the reference; all methods train on these too.
+    """
+    labels = given.train.labels
+    classes = int(labels.max()) + 1
+    generator = torch.Generator().manual_seed(2)
+    kept, reference = [], []
+    for label in range(classes):
+        rows = (labels == label).nonzero()[:, 0]
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        kept.append(rows[: round(len(rows) * factor ** (-label / (classes - 1)))])
+        reference.append(kept[-1][:clean])
+    train, few = (given.train.take(torch.cat(rows)) for rows in (kept, reference))
+    return replace(given, train=train, reference=few)
+
+
+def near_duplicates(copies: int, samples: Samples) -> Samples:
+    """A random 1 / copies of the images, each `copies` times, shifted by a pixel and with noise."""
+    generator = torch.Generator().manual_seed(3)
+    few = torch.randperm(len(samples), generator=generator)[: len(samples) // copies]
+    rows = few.repeat(copies)
+    shifts = torch.randint(-1, 2, (len(rows), 2), generator=generator).tolist()
+    noise = 0.1 * torch.randn(samples.inputs[rows].shape, generator=generator)
+    images = [
+        samples.inputs[row].roll(shift, (-2, -1))
+        for row, shift in zip(rows.tolist(), shifts, strict=True)
+    ]
+    return Samples(torch.stack(images) + noise, samples.labels[rows])

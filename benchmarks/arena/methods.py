@@ -41,7 +41,7 @@ class Method:
         strategy: its strategy for a plan; None trains on all data, for as many steps.
         selections: how many there are in a run; None for one in each epoch.
         pool_fraction, warm_start: see `Selector` and `AdaptiveSubsetSampler`.
-        reference: match the gradient of the task's clean reference set.
+        reference: match the gradient of the task's clean reference set, where it has one.
     """
 
     strategy: Callable[[Plan], Strategy] | None
@@ -138,6 +138,7 @@ METHODS = {
     "gradient-norm": Method(lambda plan: GradientNorm(), selections=20, pool_fraction=0.25),
     "gradmatch-pb": Method(lambda plan: GradMatchPB(batch_size=plan.batch_size), selections=5),
 }
+METHODS["gradmatch-reference"] = replace(METHODS["gradmatch"], reference=True)
 METHODS |= {
     f"{name}-warm": replace(METHODS[name], warm_start=0.5)
     for name in ("gradmatch-paper", "gradmatch-pb", "craig", "glister")

@@ -56,8 +56,10 @@ class Race:
     def entrants(self, task: str, fraction: float) -> list[str]:
         if fraction == 1:
             return [ALL]
-        first = self.fractions[0]
-        return list(self.methods) if fraction == first else self.finals(task, first)
+        if fraction != self.fractions[0]:
+            return self.finals(task, self.fractions[0])
+        fits = self.tasks[task].reference
+        return [name for name, method in self.methods.items() if fits or not method.reference]
 
     def finals(self, task: str, fraction: float) -> list[str]:
         """The baselines, then the best of the others by validation accuracy with the first seed."""

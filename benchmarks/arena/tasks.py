@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
-from benchmarks.arena import data, networks
+from benchmarks.arena import data, networks, text
 from benchmarks.arena.data import Data
 
 LADDER = tuple(m * 10.0**e for e in range(-5, 1) for m in (1, 2, 5))  # of learning rates
@@ -31,6 +31,7 @@ class Task:
         rates: the learning rates tried first, consecutive on `LADDER`.
         schedule: "cosine" or "one-cycle", over the steps that the run really makes.
         augment: of a whole batch, with a generator of its own.
+        reference: whether the data have a clean reference set, for methods that match it.
     """
 
     load: Callable[[Path, Path], Data]
@@ -44,6 +45,7 @@ class Task:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    reference: bool = False
 
     def settings(self) -> dict[str, Any]:
         """What a run depends on, as plain values."""
@@ -79,6 +81,24 @@ def _noisy(source: Path, cache: Path) -> Data:
     return data.map_train(partial(data.wrong_labels, 0.2), clean)
 
 
+def _long_tailed(source: Path, cache: Path) -> Data:
+    return data.long_tail(50, 20, data.images("fashion-mnist", source, cache))
+
+
+def _redundant(source: Path, cache: Path) -> Data:
+    whole = data.images("fashion-mnist", source, cache)
+    return data.map_train(partial(data.near_duplicates, 10), whole)
+
+
+_FASHION = Task(
+    partial(data.images, "fashion-mnist"),
+    networks.lenet,
+    about="Fashion-MNIST, LeNet",
+    epochs=100,
+    rates=(0.02, 0.05, 0.1),
+    schedule="cosine",
+    weight_decay=2e-3,
+)
 _CIFAR = Task(
     partial(data.images, "cifar10"),
     networks.small_resnet,
@@ -90,14 +110,30 @@ _CIFAR = Task(
 )
 
 TASKS = {
-    "fashion-mnist": Task(
-        partial(data.images, "fashion-mnist"),
-        networks.lenet,
-        about="Fashion-MNIST, LeNet",
-        epochs=100,
-        rates=(0.02, 0.05, 0.1),
-        schedule="cosine",
-        weight_decay=2e-3,
-    ),
+    "fashion-mnist": _FASHION,
     "cifar10": _CIFAR,
+    "cifar10-noisy": replace(
+        _CIFAR, load=_noisy, about=f"{_CIFAR.about}, 20 % of the training labels wrong"
+    ),
+    "fashion-mnist-long-tail": replace(
+        _FASHION,
+        load=_long_tailed,
+        about="Fashion-MNIST, LeNet, classes of 5000 down to 100, clean reference of 20 each",
+        epochs=200,
+        reference=True,
+    ),
+    "fashion-mnist-redundant": replace(
+        _FASHION,
+        load=_redundant,
+        about="Fashion-MNIST, LeNet, 5,000 images with ten near-duplicates each",
+        epochs=50,
+    ),
+    "mails": Task(
+        text.mails,
+        text.LastLayer,
+        about="Spam or not, the last layer of MiniLM on the first 48 tokens of a mail",
+        epochs=20,
+        rates=(0.01, 0.02, 0.05),
+        batch_size=32,
+    ),
 }
