@@ -44,7 +44,13 @@ def main(arguments: list[str] | None = None) -> None:
     if options.report is None:
         environment = measure.environment()
         run(race, options.data, options.out / "cache", torch.device(options.device), environment)
-    everything = replace(race, fractions=results.fractions(), seeds=results.seeds())
+    everything = replace(
+        race,
+        tasks=TASKS,
+        methods=METHODS,
+        fractions=results.fractions(),
+        seeds=results.seeds(),
+    )
     report.write(everything, options.page)
 
 

@@ -41,6 +41,11 @@ class Entry:
         return mean(self.accuracy.values())
 
     @property
+    def validation(self) -> float:
+        """In %, of the first seed at the best rate."""
+        return 100 * self.rates[self.rate]
+
+    @property
     def at_edge(self) -> bool:
         return len(self.rates) > 1 and self.rate in (min(self.rates), max(self.rates))
 
@@ -154,3 +159,11 @@ def pareto(found: list[Entry]) -> list[Entry]:
         if not front or entry.mean > front[-1].mean:
             front.append(entry)
     return front
+
+
+def lossless(found: list[Entry], within: float = 0.1) -> Entry | None:
+    """The cheapest that is at most `within` points worse than all data in full, if that was run."""
+    full = [entry for entry in found if entry.fraction == 1]
+    if not full:
+        return None
+    return min((e for e in found if e.mean >= full[0].mean - within), key=lambda e: e.seconds)

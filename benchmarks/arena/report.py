@@ -12,8 +12,10 @@ from benchmarks.arena.figures import (
     at_equal_steps,
     at_equal_time,
     entries,
+    lossless,
     standard_error,
 )
+from benchmarks.arena.methods import BASELINES
 from benchmarks.arena.race import ALL, Race
 
 FRESH = "fresh-random"
@@ -33,8 +35,8 @@ falls as γᵗ.
 Accuracy is that on the test set in %, mean ± standard error over the seeds. Differences are in
 points, of paired seeds, ± their standard error, with the p of a paired t-test. *Equal time* is
 against the short schedule, interpolated between its budgets, that takes as long as the method does
-with all its selections. Times are processor seconds of one thread, of the fastest run. A method
-with one seed was dropped after the first round, or its turn has not come.
+with all its selections. Times are processor seconds of one thread, of the fastest run, on a machine
+that was busy with other work too: what differs by a few per cent is not told apart.
 
 ```sh
 python -m benchmarks.arena --data DIR                                # runs what is missing
@@ -46,9 +48,11 @@ python -m benchmarks.arena --report benchmarks/results/arena.jsonl   # writes th
 def write(race: Race, path: Path) -> None:
     """The page at `path`, its plots beside it."""
     sections = [HEAD]
+    idle = []
     for name, task in race.tasks.items():
         found = entries(race, name)
         if not found:
+            idle.append(task.about)
             continue
         image = path.with_name(f"arena-{name}.png")
         plot.accuracy_by_cost(found, task.about, image)
@@ -60,7 +64,15 @@ def write(race: Race, path: Path) -> None:
             epochs = f"{100 * fraction:g} % for {task.epochs} epochs, {some[0].steps} steps"
             sections.append(f"### {epochs}\n\n{table(some, found)}\n")
         sections.append(f"### By learning rate\n\n{rates(found)}\n")
+        if names := [f"`{name}`" for name in race.methods if name not in methods(found)]:
+            sections.append(f"Not run here: {', '.join(names)}.\n")
+    if idle:
+        sections.append("## Not run\n\n" + "\n".join(f"- {about}" for about in idle) + "\n")
     path.write_text("\n".join(sections))
+
+
+def methods(found: list[Entry]) -> set[str]:
+    return {entry.method for entry in found}
 
 
 def table(some: list[Entry], found: list[Entry]) -> str:
@@ -118,7 +130,32 @@ def verdict(found: list[Entry]) -> str:
         if any(outcomes.values()):
             parts = (f"{text}: {', '.join(names) or 'none'}" for text, names in outcomes.items())
             lines.append(f"- At {100 * fraction:g} %: {'; '.join(parts)}.")
+        lines += dropped(some)
+    if (cheapest := lossless(found)) is not None:
+        lines.append(
+            f"- The cheapest within 0.1 points of all data in full: `{cheapest.method}` at "
+            f"{100 * cheapest.fraction:g} %, {cheapest.seconds:.0f} s."
+        )
     return "\n".join(lines)
+
+
+def dropped(some: list[Entry]) -> list[str]:
+    """Who was left out after the first round, and who has not had more seeds yet."""
+    others = [entry for entry in some if entry.method not in BASELINES]
+    went_on = [entry.validation for entry in others if len(entry.accuracy) > 1]
+    single = [entry for entry in others if len(entry.accuracy) == 1]
+    out = [entry for entry in single if went_on and entry.validation <= min(went_on)]
+    waiting = [f"`{entry.method}`" for entry in single if entry not in out]
+    lines = []
+    if out:
+        names = ", ".join(f"`{entry.method}` ({entry.validation:.2f})" for entry in out)
+        lines.append(
+            "- Dropped after one seed, with a validation accuracy not above that of the last method "
+            f"that went on ({min(went_on):.2f}): {names}."
+        )
+    if waiting:
+        lines.append(f"- One seed so far: {', '.join(waiting)}.")
+    return lines
 
 
 def outcome(short: Difference | None, fresh: Difference | None) -> str:
