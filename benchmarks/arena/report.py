@@ -150,7 +150,7 @@ def dropped(some: list[Entry]) -> list[str]:
     if out:
         names = ", ".join(f"`{entry.method}` ({entry.validation:.2f})" for entry in out)
         lines.append(
-            "- Dropped after one seed, with a validation accuracy not above that of the last method "
+            "- Dropped after one seed, their validation accuracy not above that of the last method "
             f"that went on ({min(went_on):.2f}): {names}."
         )
     if waiting:
