@@ -125,9 +125,22 @@ def test_the_best_rate_is_chosen_on_validation_and_not_on_test() -> None:
     assert best_rate(lines) == 0.2
 
 
-def test_only_seeds_that_all_rates_have_choose_the_rate() -> None:
+def test_rates_are_compared_over_the_same_seeds() -> None:
     lines = [line(0.1, 0, 0.90, 0), line(0.1, 1, 0.50, 0), line(0.2, 0, 0.89, 0)]
-    assert best_rate(lines) == 0.1
+    assert best_rate(lines) == 0.1  # the only one with two seeds
+    assert best_rate([*lines, line(0.2, 1, 0.52, 0)]) == 0.2
+    with pytest.raises(ValueError, match="no seed in common"):
+        best_rate([line(0.1, 0, 0.9, 0), line(0.2, 1, 0.9, 0)])
+
+
+def test_rates_that_one_seed_does_not_tell_apart_all_go_on(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = race(tmp_path / "arena.jsonl")
+    monkeypatch.setattr(arena_race, "NEAR", 0.007)  # 0.2 and 0.1 differ by 0.0069
+    go(made)
+    lines = made.runs("blobs", "full-short", 0.2)
+    assert {(r["rate"], r["seed"]) for r in lines if r["seed"]} == {(0.1, 1), (0.2, 1)}
 
 
 def test_rates_go_on_beyond_the_edge_where_the_best_is_there() -> None:

@@ -17,6 +17,7 @@ from benchmarks.arena.run import train
 from benchmarks.arena.tasks import LADDER, Task
 
 ALL = "full-short"  # with a fraction of 1 it trains on all data in full
+NEAR = 0.003  # of validation accuracy: what one seed does not tell apart
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Race:
 
     A heat is a task at a budget. Every method runs with the first seed and each of the task's
     learning rates, and with further rates as long as the best one is at the edge of those tried.
-    Then the baselines and the best `finalists` run with the other seeds, at their best rates.
-    Those of the first budget are the only ones to start at the other budgets.
+    Then the baselines and the best `finalists` run with the other seeds, at their best rates and
+    those that are not told from them. Only these methods start at the other budgets.
     """
 
     tasks: Mapping[str, Task]
@@ -91,13 +92,23 @@ class Race:
         return rates
 
     def _final(self, task: str, fraction: float) -> list[Cell]:
-        cells = []
-        for seed in self.seeds[1:]:
-            for method in self.finals(task, fraction):
-                rate = best_rate(self.runs(task, method, fraction))
-                assert rate is not None
-                cells.append(Cell(task, method, fraction, rate, seed))
-        return self._unfinished(cells)
+        finals = self.finals(task, fraction)
+        rates = {method: self._contenders(task, method, fraction) for method in finals}
+        return self._unfinished(
+            [
+                Cell(task, method, fraction, rate, seed)
+                for seed in self.seeds[1:]
+                for method in finals
+                for rate in rates[method]
+            ]
+        )
+
+    def _contenders(self, task: str, method: str, fraction: float) -> list[float]:
+        """The best learning rate of the first seed, and those that it does not tell from that."""
+        lines = self.runs(task, method, fraction)
+        reached = {r["rate"]: r["validation"] for r in lines if r["seed"] == self.seeds[0]}
+        order = sorted(reached, key=lambda rate: (-reached[rate], rate))
+        return [rate for rate in order if reached[rate] >= reached[order[0]] - NEAR]
 
     def _unfinished(self, cells: list[Cell]) -> list[Cell]:
         def done(cell: Cell) -> bool:

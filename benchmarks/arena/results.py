@@ -71,22 +71,24 @@ class Results:
 def best_rate(lines: Iterable[Line]) -> float | None:
     """The learning rate with the best mean accuracy on the validation samples.
 
-    Over the seeds that all rates have, so that no rate is favoured by its seeds. The test
-    accuracy has no say. Of equals it is the smallest.
+    Among the rates that ran with the most seeds, and over the seeds that all of these have, so that
+    no rate is favoured by its seeds. The test accuracy has no say. Of equals it is the smallest.
     """
     by_rate: dict[float, dict[int, float]] = {}
     for line in lines:
         by_rate.setdefault(line["rate"], {})[line["seed"]] = line["validation"]
     if not by_rate:
         return None
-    common = set.intersection(*(set(seeds) for seeds in by_rate.values()))
+    most = max(map(len, by_rate.values()))
+    tried = {rate: seeds for rate, seeds in by_rate.items() if len(seeds) == most}
+    common = set.intersection(*(set(seeds) for seeds in tried.values()))
     if not common:
-        raise ValueError(f"learning rates {sorted(by_rate)} have no seed in common")
+        raise ValueError(f"learning rates {sorted(tried)} have no seed in common")
 
     def score(rate: float) -> tuple[float, float]:
-        return sum(by_rate[rate][seed] for seed in common), -rate
+        return sum(tried[rate][seed] for seed in common), -rate
 
-    return max(by_rate, key=score)
+    return max(tried, key=score)
 
 
 def _kind(task: str, method: str, fraction: float, settings: Line) -> str:
