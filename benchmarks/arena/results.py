@@ -37,7 +37,9 @@ class Results:
         whole = text[: text.rfind(b"\n") + 1]
         if len(whole) < len(text):  # killed while writing
             os.truncate(path, len(whole))
-        self._lines = {_key(line): line for line in map(json.loads, whole.splitlines())}
+        self._runs: dict[str, dict[tuple[float, int], Line]] = {}
+        for line in map(json.loads, whole.splitlines()):
+            self._keep(line)
 
     def add(self, cell: Cell, settings: Line, measured: Line) -> Line:
         """Append a finished run; it is on the disk when this returns."""
@@ -46,26 +48,29 @@ class Results:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._lines[_key(line)] = line
+        self._keep(line)
         return line
 
     def find(self, cell: Cell, settings: Line) -> Line | None:
-        return self._lines.get(_key({**asdict(cell), "settings": settings}))
+        kind = _kind(cell.task, cell.method, cell.fraction, settings)
+        return self._runs.get(kind, {}).get((cell.rate, cell.seed))
 
     def of(self, task: str, method: str, fraction: float, settings: Line) -> list[Line]:
         """All runs that differ in learning rate and seed only."""
-        wanted = _kind(task, method, fraction, settings)
-        return [
-            line
-            for line in self._lines.values()
-            if _kind(line["task"], line["method"], line["fraction"], line["settings"]) == wanted
-        ]
+        return list(self._runs.get(_kind(task, method, fraction, settings), {}).values())
 
     def fractions(self) -> list[float]:
-        return sorted({line["fraction"] for line in self._lines.values()})
+        return sorted({line["fraction"] for line in self._all()})
 
     def seeds(self) -> list[int]:
-        return sorted({line["seed"] for line in self._lines.values()})
+        return sorted({line["seed"] for line in self._all()})
+
+    def _all(self) -> list[Line]:
+        return [line for runs in self._runs.values() for line in runs.values()]
+
+    def _keep(self, line: Line) -> None:
+        kind = _kind(line["task"], line["method"], line["fraction"], line["settings"])
+        self._runs.setdefault(kind, {})[line["rate"], line["seed"]] = line
 
 
 def best_rate(lines: Iterable[Line]) -> float | None:
@@ -93,8 +98,3 @@ def best_rate(lines: Iterable[Line]) -> float | None:
 
 def _kind(task: str, method: str, fraction: float, settings: Line) -> str:
     return json.dumps([task, method, fraction, settings], sort_keys=True)
-
-
-def _key(line: Line) -> str:
-    kind = _kind(line["task"], line["method"], line["fraction"], line["settings"])
-    return f"{kind} {line['rate']!r} {line['seed']!r}"
