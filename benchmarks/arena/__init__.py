@@ -1,0 +1,1 @@
+"""Does training on chosen data beat just training shorter, at equal cost?"""

@@ -1,0 +1,169 @@
+"""What follows from the runs: means, paired differences at equal steps and at equal time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import log
+from statistics import mean, stdev
+
+from benchmarks.arena.race import ALL, Race
+from benchmarks.arena.results import Line, best_rate
+
+SAME = 0.03  # of the time: differences below it are not told from noise
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method at a budget, at its own best learning rate.
+
+    Args:
+        rates: all that were tried, with the validation accuracy of the first seed.
+        rate: the best of them on the validation samples.
+        accuracy: on the test samples, in %, of each seed at that rate.
+        steps, samples: that training really made.
+        seconds: of the fastest run, everything counted: other work can only make a run slower.
+        selecting: seconds of these for selection.
+    """
+
+    method: str
+    fraction: float
+    rates: Mapping[float, float]
+    rate: float
+    accuracy: Mapping[int, float]
+    steps: int
+    samples: int
+    seconds: float
+    selecting: float
+
+    @property
+    def mean(self) -> float:
+        return mean(self.accuracy.values())
+
+    @property
+    def validation(self) -> float:
+        """In %, of the first seed at the best rate."""
+        return 100 * self.rates[self.rate]
+
+    @property
+    def at_edge(self) -> bool:
+        return len(self.rates) > 1 and self.rate in (min(self.rates), max(self.rates))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of paired seeds, in points; the error and p need two of them."""
+
+    each: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return mean(self.each)
+
+    @property
+    def error(self) -> float | None:
+        """The standard error of the mean."""
+        return standard_error(self.each)
+
+    @property
+    def p(self) -> float | None:
+        """Of a paired t-test, two-sided."""
+        if len(self.each) < 2 or stdev(self.each) == 0:
+            return None
+        from scipy import stats  # type: ignore[import-untyped]
+
+        return float(stats.ttest_1samp(self.each, 0).pvalue)
+
+
+def standard_error(values: tuple[float, ...]) -> float | None:
+    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+
+
+def seconds(line: Line) -> tuple[float, float]:
+    """What a run took in all, and for selections.
+
+    Processor time is what one thread would have taken on an idle machine; with several threads,
+    and beside a GPU, the wall's is the shorter.
+    """
+    if line["processor_seconds"] < line["seconds"]:
+        return line["processor_seconds"], line["selection_processor_seconds"]
+    return line["seconds"], line["selection_seconds"]
+
+
+def entries(race: Race, task: str) -> list[Entry]:
+    """All methods at all budgets that have a run, in the order of the table of methods."""
+    found = (_entry(race, task, m, f) for f in race.fractions for m in race.methods)
+    return [entry for entry in found if entry is not None]
+
+
+def _entry(race: Race, task: str, method: str, fraction: float) -> Entry | None:
+    lines = race.runs(task, method, fraction)
+    rate = best_rate(lines)
+    if rate is None:
+        return None
+    first = [line for line in lines if line["seed"] == race.seeds[0]]
+    best = [line for line in lines if line["rate"] == rate]
+    fastest = min((seconds(line) for line in lines if not line["diverged"]), default=(0.0, 0.0))
+    return Entry(
+        method,
+        fraction,
+        rates={r["rate"]: r["validation"] for r in sorted(first, key=lambda r: float(r["rate"]))},
+        rate=rate,
+        accuracy={r["seed"]: 100 * r["test"] for r in sorted(best, key=lambda r: int(r["seed"]))},
+        steps=best[0]["steps"],
+        samples=best[0]["samples"],
+        seconds=fastest[0],
+        selecting=fastest[1],
+    )
+
+
+def at_equal_steps(entry: Entry, other: Entry | None) -> Difference | None:
+    """`entry` minus `other`, which made as many steps."""
+    return None if other is None else _paired(entry.accuracy, other.accuracy)
+
+
+def at_equal_time(entry: Entry, everything: list[Entry], baseline: str = ALL) -> Difference | None:
+    """`entry` minus the baseline with as many seconds, between two of its budgets.
+
+    The baseline's accuracy is interpolated in the logarithm of the time, seed by seed; None where
+    its runs do not reach that far.
+    """
+    points = sorted((e for e in everything if e.method == baseline), key=lambda e: e.seconds)
+    # Those of the same budget may differ by chance in time only.
+    same = [e for e in points if abs(entry.seconds / e.seconds - 1) <= SAME]
+    if same:
+        return _paired(entry.accuracy, same[0].accuracy)
+    below = [e for e in points if e.seconds < entry.seconds]
+    above = [e for e in points if e.seconds > entry.seconds]
+    if not below or not above:
+        return None
+    low, high = below[-1], above[0]
+    share = log(entry.seconds / low.seconds) / log(high.seconds / low.seconds)
+    between = {
+        seed: (1 - share) * low.accuracy[seed] + share * high.accuracy[seed]
+        for seed in low.accuracy
+        if seed in high.accuracy
+    }
+    return _paired(entry.accuracy, between)
+
+
+def _paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
+    each = tuple(ours[seed] - theirs[seed] for seed in ours if seed in theirs)
+    return Difference(each) if each else None
+
+
+def pareto(found: list[Entry]) -> list[Entry]:
+    """Those that nothing cheaper is at least as good as, from cheap to dear."""
+    front: list[Entry] = []
+    for entry in sorted(found, key=lambda e: (e.seconds, -e.mean)):
+        if not front or entry.mean > front[-1].mean:
+            front.append(entry)
+    return front
+
+
+def lossless(found: list[Entry], within: float = 0.1) -> Entry | None:
+    """The cheapest that is at most `within` points worse than all data in full, if that was run."""
+    full = [entry for entry in found if entry.fraction == 1]
+    if not full:
+        return None
+    return min((e for e in found if e.mean >= full[0].mean - within), key=lambda e: e.seconds)

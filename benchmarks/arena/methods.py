@@ -1,0 +1,146 @@
+"""The methods, one line each; those that the library does not have yet are defined here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from adaptive_subset import (
+    CRAIG,
+    GLISTER,
+    Candidates,
+    Choice,
+    FreshRandom,
+    GradientNorm,
+    GradMatch,
+    GradMatchPB,
+    InfoBatch,
+    LossSampling,
+    Strategy,
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a strategy may know of a run: subsets of `fraction` in `epochs` epochs."""
+
+    epochs: int
+    fraction: float
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Method:
+    """How to choose the data.
+
+    Args:
+        strategy: its strategy for a plan; None trains on all data, for as many steps.
+        selections: how many there are in a run; None for one in each epoch.
+        pool_fraction, warm_start: see `Selector` and `AdaptiveSubsetSampler`.
+        reference: match the gradient of the task's clean reference set, where it has one.
+    """
+
+    strategy: Callable[[Plan], Strategy] | None
+    selections: int | None = None
+    pool_fraction: float = 1.0
+    warm_start: float = 0.0
+    reference: bool = False
+
+    def every(self, plan: Plan) -> int:
+        return 1 if self.selections is None else max(1, plan.epochs // self.selections)
+
+    def settings(self, plan: Plan) -> dict[str, Any]:
+        """What a run depends on, as plain values."""
+        if self.strategy is None:
+            return {}
+        names = ("pool_fraction", "warm_start", "reference")
+        fixed = {name: getattr(self, name) for name in names}
+        return {"strategy": repr(self.strategy(plan)), "every": self.every(plan), **fixed}
+
+
+@dataclass(frozen=True)
+class OrderDP(Strategy):
+    """Of a fresh uniform pool the samples with the largest last losses, with equal weights.
+
+    OrderDP (ICLR 2026). Samples that were not trained on yet count as the largest.
+
+    Args:
+        share: k / s, of the pool that is trained on.
+    """
+
+    share: float = 0.6
+    needs_losses = True
+
+    def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
+        """See `Strategy.select`."""
+        assert candidates.losses is not None
+        size = min(candidates.n, round(budget / self.share))
+        pool = _shuffled(candidates.n, seed, epoch)[:size]
+        losses = candidates.losses[pool].nan_to_num(torch.inf)
+        positions = pool[losses.topk(budget).indices]
+        return Choice(positions, torch.full((budget,), candidates.n / budget))
+
+
+@dataclass(frozen=True)
+class RandomSizes(Strategy):
+    """Uniform random subsets of γᵗ·n samples, with γ such that they are `fraction`·n on average.
+
+    What "progressive data dropout" (NeurIPS 2025) must beat.
+    """
+
+    fraction: float
+    epochs: int
+    sizes_itself = True
+
+    def __post_init__(self) -> None:
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            total = sum(middle**t for t in range(self.epochs))
+            low, high = (middle, high) if total < self.fraction * self.epochs else (low, middle)
+        object.__setattr__(self, "_gamma", high)
+
+    def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
+        """See `Strategy.select`."""
+        gamma: float = vars(self)["_gamma"]
+        # What rounding to whole batches leaves over is trained on in epochs of the last size.
+        size = max(round(gamma ** min(epoch, self.epochs) * candidates.n), min(256, candidates.n))
+        positions = _shuffled(candidates.n, seed, epoch)[:size]
+        return Choice(positions, torch.full((size,), candidates.n / size))
+
+
+def _shuffled(n: int, seed: int, epoch: int) -> torch.Tensor:
+    state = np.random.SeedSequence((seed, epoch)).generate_state(1)[0]
+    return torch.randperm(n, generator=torch.Generator().manual_seed(int(state)))
+
+
+def _infobatch(plan: Plan) -> Strategy:
+    # It leaves out about a third, so this many epochs make as many steps.
+    return InfoBatch(epochs=max(1, round(plan.fraction * plan.epochs / 0.7)))
+
+
+METHODS = {
+    "full-short": Method(None),
+    "fresh-random": Method(lambda plan: FreshRandom()),
+    "order-dp": Method(lambda plan: OrderDP()),
+    "loss-sampling": Method(lambda plan: LossSampling()),
+    "gradmatch": Method(lambda plan: GradMatch(), selections=20, pool_fraction=0.25),
+    "infobatch": Method(_infobatch),
+    "random-sizes": Method(lambda plan: RandomSizes(plan.fraction, plan.epochs)),
+    "order-dp-half": Method(lambda plan: OrderDP(0.5)),
+    "gradmatch-paper": Method(lambda plan: GradMatch(), selections=5),
+    "craig": Method(lambda plan: CRAIG(), selections=20, pool_fraction=0.25),
+    "glister": Method(lambda plan: GLISTER(), selections=20, pool_fraction=0.25),
+    "gradient-norm": Method(lambda plan: GradientNorm(), selections=20, pool_fraction=0.25),
+    "gradmatch-pb": Method(lambda plan: GradMatchPB(batch_size=plan.batch_size), selections=5),
+}
+METHODS["gradmatch-reference"] = replace(METHODS["gradmatch"], reference=True)
+METHODS |= {
+    f"{name}-warm": replace(METHODS[name], warm_start=0.5)
+    for name in ("gradmatch-paper", "gradmatch-pb", "craig", "glister")
+}
+BASELINES = ("full-short", "fresh-random", "random-sizes")

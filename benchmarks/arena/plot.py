@@ -1,0 +1,42 @@
+"""Accuracy against cost, with the Pareto front."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.arena.figures import Entry, pareto, standard_error
+
+
+def accuracy_by_cost(found: list[Entry], title: str, path: Path) -> None:
+    """One point a method and budget; lines join the budgets of a method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    markers = "osD^v<>Pp*hX"
+    methods = list(dict.fromkeys(entry.method for entry in found))
+    for place, method in enumerate(methods):
+        points = sorted((e for e in found if e.method == method), key=lambda e: e.seconds)
+        errors = [standard_error(tuple(e.accuracy.values())) or 0.0 for e in points]
+        axes.errorbar(
+            [e.seconds for e in points],
+            [e.mean for e in points],
+            errors,
+            fmt=markers[place % len(markers)] + "-",
+            color=plt.get_cmap("tab20")(place % 20),
+            linewidth=0.8,
+            label=method,
+        )
+    front = pareto(found)
+    axes.plot([e.seconds for e in front], [e.mean for e in front], "k--", label="Pareto front")
+    axes.set(title=title, xscale="log", xlabel="seconds of training, selection included")
+    axes.set_ylabel("test accuracy (%), each at its best learning rate")
+    best = max(entry.mean for entry in found)
+    floor = sorted(entry.mean for entry in found)[len(found) // 5]
+    axes.set_ylim(floor - 0.5 * (best - floor) - 0.1, best + 0.2 * (best - floor) + 0.1)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", ncols=2)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,159 @@
+"""Which runs to make: all methods at several learning rates, then the best with more seeds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.arena.data import Data
+from benchmarks.arena.methods import BASELINES, Method, Plan
+from benchmarks.arena.results import Cell, Line, Results, best_rate
+from benchmarks.arena.run import train
+from benchmarks.arena.tasks import LADDER, Task
+
+ALL = "full-short"  # with a fraction of 1 it trains on all data in full
+NEAR = 0.003  # of validation accuracy: what one seed does not tell apart
+
+
+@dataclass(frozen=True)
+class Race:
+    """All cells, as a function of what is finished.
+
+    A heat is a task at a budget. Every method runs with the first seed and each of the task's
+    learning rates, and with further rates as long as the best one is at the edge of those tried.
+    Then the baselines and the best `finalists` run with the other seeds, at their best rates and
+    those that are not told from them. Only these methods start at the other budgets.
+    """
+
+    tasks: Mapping[str, Task]
+    methods: Mapping[str, Method]
+    fractions: Sequence[float]
+    seeds: Sequence[int]
+    finalists: int
+    results: Results
+
+    def missing(self) -> list[Cell]:
+        """The cells to run next, of the first heat that is not over."""
+        for fraction in self.fractions:
+            for task in self.tasks:
+                if cells := self._screening(task, fraction) or self._final(task, fraction):
+                    return cells
+        return []
+
+    def settings(self, task: str, method: str, fraction: float) -> Line:
+        recipe = self.tasks[task]
+        plan = Plan(recipe.epochs, fraction, recipe.batch_size)
+        return {"task": recipe.settings(), "method": self.methods[method].settings(plan)}
+
+    def runs(self, task: str, method: str, fraction: float) -> list[Line]:
+        """Finished ones, of all learning rates and seeds."""
+        return self.results.of(task, method, fraction, self.settings(task, method, fraction))
+
+    def entrants(self, task: str, fraction: float) -> list[str]:
+        if fraction == 1:
+            return [ALL]
+        if fraction != self.fractions[0]:
+            return self.finals(task, self.fractions[0])
+        fits = self.tasks[task].reference
+        return [name for name, method in self.methods.items() if fits or not method.reference]
+
+    def finals(self, task: str, fraction: float) -> list[str]:
+        """The baselines, then the best of the others by validation accuracy with the first seed."""
+
+        def score(method: str) -> float:
+            lines = self.runs(task, method, fraction)
+            return max((r["validation"] for r in lines if r["seed"] == self.seeds[0]), default=0.0)
+
+        entrants = self.entrants(task, fraction)
+        others = sorted((m for m in entrants if m not in BASELINES), key=score, reverse=True)
+        return [m for m in entrants if m in BASELINES] + others[: self.finalists]
+
+    def _screening(self, task: str, fraction: float) -> list[Cell]:
+        cells = []
+        for method in self.entrants(task, fraction):
+            for rate in self._rates(task, method, fraction):
+                cells.append(Cell(task, method, fraction, rate, self.seeds[0]))
+        return self._unfinished(cells)
+
+    def _rates(self, task: str, method: str, fraction: float) -> list[float]:
+        if fraction == 1 and len(self.fractions) > 1:
+            best = best_rate(self.runs(task, ALL, self.fractions[0]))
+            return [best] if best is not None else []
+        tried = {r["rate"]: r for r in self.runs(task, method, fraction)}
+        rates = sorted({*self.tasks[task].rates, *tried})
+        if all(rate in tried for rate in rates):
+            first = [r for r in self.runs(task, method, fraction) if r["seed"] == self.seeds[0]]
+            rates = sorted({*rates, *beyond_edge(best_rate(first), rates)})
+        return rates
+
+    def _final(self, task: str, fraction: float) -> list[Cell]:
+        finals = self.finals(task, fraction)
+        rates = {method: self._contenders(task, method, fraction) for method in finals}
+        return self._unfinished(
+            [
+                Cell(task, method, fraction, rate, seed)
+                for seed in self.seeds[1:]
+                for method in finals
+                for rate in rates[method]
+            ]
+        )
+
+    def _contenders(self, task: str, method: str, fraction: float) -> list[float]:
+        """The best learning rate of the first seed, and those that it does not tell from that."""
+        lines = self.runs(task, method, fraction)
+        reached = {r["rate"]: r["validation"] for r in lines if r["seed"] == self.seeds[0]}
+        order = sorted(reached, key=lambda rate: (-reached[rate], rate))
+        return [rate for rate in order if reached[rate] >= reached[order[0]] - NEAR]
+
+    def _unfinished(self, cells: list[Cell]) -> list[Cell]:
+        def done(cell: Cell) -> bool:
+            settings = self.settings(cell.task, cell.method, cell.fraction)
+            return self.results.find(cell, settings) is not None
+
+        return [cell for cell in cells if not done(cell)]
+
+
+def beyond_edge(best: float | None, rates: Sequence[float]) -> list[float]:
+    """The next learning rate on the ladder where the best one is the first or last of `rates`."""
+    if best is None:
+        return []
+    lower = [rate for rate in LADDER if rate < min(rates)][-1:] if best == min(rates) else []
+    higher = [rate for rate in LADDER if rate > max(rates)][:1] if best == max(rates) else []
+    return lower + higher
+
+
+def run(
+    race: Race,
+    source: Path,
+    cache: Path,
+    device: torch.device,
+    environment: Line,
+    say: Callable[[str], Any] = print,
+) -> None:
+    """Make all missing runs, and tell how far it is."""
+    loaded: tuple[str, Data] | None = None
+    known: dict[tuple[str, str], float] = {}  # seconds that a method took
+    while cells := race.missing():
+        cell = cells[0]
+        task, method = race.tasks[cell.task], race.methods[cell.method]
+        if loaded is None or loaded[0] != cell.task:
+            loaded = cell.task, task.load(source, cache)
+        start = time.perf_counter()
+        measured = train(task, method, cell.fraction, cell.rate, cell.seed, loaded[1], device)
+        spent = time.perf_counter() - start
+        known[cell.task, cell.method] = spent
+        settings = race.settings(cell.task, cell.method, cell.fraction)
+        race.results.add(cell, settings, {**measured, "environment": environment})
+        typical = sum(known.values()) / len(known)
+        left = sum(known.get((c.task, c.method), typical) for c in cells[1:])
+        say(
+            f"{time.strftime('%H:%M:%S')} {cell.task} {100 * cell.fraction:g} % {cell.method} "
+            f"rate {cell.rate:g} seed {cell.seed}: validation {measured['validation']:.2%}, "
+            f"{measured['seconds']:.0f} s; {len(cells) - 1} more in this round, "
+            f"about {left / 60:.0f} min"
+        )

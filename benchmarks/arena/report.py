@@ -1,0 +1,181 @@
+"""The page: tables of accuracy against cost, and who wins, from the runs that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.arena import plot
+from benchmarks.arena.figures import (
+    Difference,
+    Entry,
+    at_equal_steps,
+    at_equal_time,
+    entries,
+    lossless,
+    standard_error,
+)
+from benchmarks.arena.methods import BASELINES
+from benchmarks.arena.race import ALL, Race
+
+FRESH = "fresh-random"
+WINS = "better than the short schedule at equal time and than fresh random, by two standard errors"
+LOSES = "worse than one of them by two standard errors"
+OPEN = "neither, or too few seeds to tell"
+
+HEAD = """# Does training on chosen data beat training shorter?
+
+Every method runs with several learning rates, and counts with its own best one, chosen on
+validation samples that were cut from the training data; the test set has no say. All runs of a
+budget make the same number of optimizer steps with the same batches, each with a schedule annealed
+over them, from the same initial weights for the same seed. `full-short` is a short training on all
+data, `fresh-random` a new random subset in every epoch, `random-sizes` random subsets whose size
+falls as γᵗ.
+
+Accuracy is that on the test set in %, mean ± standard error over the seeds. Differences are in
+points, of paired seeds, ± their standard error, with the p of a paired t-test. *Equal time* is
+against the short schedule, interpolated between its budgets, that takes as long as the method does
+with all its selections. Times are processor seconds of one thread, of the fastest run, on a machine
+that was busy with other work too: what differs by a few per cent is not told apart.
+
+```sh
+python -m benchmarks.arena --data DIR                                # runs what is missing
+python -m benchmarks.arena --report benchmarks/results/arena.jsonl   # writes this page
+```
+"""
+
+
+def write(race: Race, path: Path) -> None:
+    """The page at `path`, its plots beside it."""
+    sections = [HEAD]
+    idle = []
+    for name, task in race.tasks.items():
+        found = entries(race, name)
+        if not found:
+            idle.append(task.about)
+            continue
+        image = path.with_name(f"arena-{name}.png")
+        plot.accuracy_by_cost(found, task.about, image)
+        sections.append(
+            f"## {task.about}\n\n{verdict(found)}\n\n![Accuracy and cost]({image.name})\n"
+        )
+        for fraction in sorted({entry.fraction for entry in found}):
+            some = [entry for entry in found if entry.fraction == fraction]
+            epochs = f"{100 * fraction:g} % for {task.epochs} epochs, {some[0].steps} steps"
+            sections.append(f"### {epochs}\n\n{table(some, found)}\n")
+        sections.append(f"### By learning rate\n\n{rates(found)}\n")
+        if names := [f"`{name}`" for name in race.methods if name not in methods(found)]:
+            sections.append(f"Not run here: {', '.join(names)}.\n")
+    if idle:
+        sections.append("## Not run\n\n" + "\n".join(f"- {about}" for about in idle) + "\n")
+    path.write_text("\n".join(sections))
+
+
+def methods(found: list[Entry]) -> set[str]:
+    return {entry.method for entry in found}
+
+
+def table(some: list[Entry], found: list[Entry]) -> str:
+    """One row for each method at one budget, the best first."""
+    columns = "method, seeds, rate, accuracy, seconds, of it selecting, samples"
+    against = "− `full-short` equal steps, − `fresh-random` equal steps, − `full-short` equal time"
+    heads = f"{columns}, {against}".split(", ")
+    of = {entry.method: entry for entry in some}
+    rows: list[Sequence[str]] = []
+    for entry in sorted(some, key=lambda e: -e.mean):
+        error = standard_error(tuple(entry.accuracy.values()))
+        rows.append(
+            (
+                f"`{entry.method}`",
+                str(len(entry.accuracy)),
+                f"{entry.rate:g}" + (" †" if entry.at_edge else ""),
+                f"{entry.mean:.2f}" + ("" if error is None else f" ± {error:.2f}"),
+                f"{entry.seconds:.0f}",
+                f"{entry.selecting:.1f}",
+                f"{entry.samples:,}",
+                "" if entry.method == ALL else written(at_equal_steps(entry, of.get(ALL))),
+                "" if entry.method == FRESH else written(at_equal_steps(entry, of.get(FRESH))),
+                "" if entry.method == ALL else written(at_equal_time(entry, found)),
+            )
+        )
+    edge = any(entry.at_edge for entry in some)
+    note = "\n\n† the best of the rates tried is at their edge." if edge else ""
+    return markdown(heads, rows) + note
+
+
+def rates(found: list[Entry]) -> str:
+    """Validation accuracy of the first seed at every learning rate tried."""
+    tried = sorted({rate for entry in found for rate in entry.rates})
+    rows: list[Sequence[str]] = []
+    for entry in found:
+        cells = [f"{100 * entry.rates[r]:.2f}" if r in entry.rates else "" for r in tried]
+        cells = [f"**{c}**" if r == entry.rate else c for r, c in zip(tried, cells, strict=True)]
+        rows.append((f"`{entry.method}`", f"{100 * entry.fraction:g} %", *cells))
+    heads = ("validation accuracy, first seed", "budget", *(f"{rate:g}" for rate in tried))
+    return markdown(heads, rows)
+
+
+def verdict(found: list[Entry]) -> str:
+    """Which methods win at equal time, which lose, and for which it is open."""
+    lines = []
+    for fraction in sorted({entry.fraction for entry in found}):
+        some = [entry for entry in found if entry.fraction == fraction]
+        fresh = next((entry for entry in some if entry.method == FRESH), None)
+        outcomes: dict[str, list[str]] = {text: [] for text in (WINS, LOSES, OPEN)}
+        for entry in some:
+            if entry.method not in (ALL, FRESH):
+                short = at_equal_time(entry, found)
+                text = outcome(short, at_equal_steps(entry, fresh))
+                outcomes[text].append(f"`{entry.method}`")
+        if any(outcomes.values()):
+            parts = (f"{text}: {', '.join(names) or 'none'}" for text, names in outcomes.items())
+            lines.append(f"- At {100 * fraction:g} %: {'; '.join(parts)}.")
+        lines += dropped(some)
+    if (cheapest := lossless(found)) is not None:
+        lines.append(
+            f"- The cheapest within 0.1 points of all data in full: `{cheapest.method}` at "
+            f"{100 * cheapest.fraction:g} %, {cheapest.seconds:.0f} s."
+        )
+    return "\n".join(lines)
+
+
+def dropped(some: list[Entry]) -> list[str]:
+    """Who was left out after the first round, and who has not had more seeds yet."""
+    others = [entry for entry in some if entry.method not in BASELINES]
+    went_on = [entry.validation for entry in others if len(entry.accuracy) > 1]
+    single = [entry for entry in others if len(entry.accuracy) == 1]
+    out = [entry for entry in single if went_on and entry.validation <= min(went_on)]
+    waiting = [f"`{entry.method}`" for entry in single if entry not in out]
+    lines = []
+    if out:
+        names = ", ".join(f"`{entry.method}` ({entry.validation:.2f})" for entry in out)
+        lines.append(
+            "- Dropped after one seed, their validation accuracy not above that of the last method "
+            f"that went on ({min(went_on):.2f}): {names}."
+        )
+    if waiting:
+        lines.append(f"- One seed so far: {', '.join(waiting)}.")
+    return lines
+
+
+def outcome(short: Difference | None, fresh: Difference | None) -> str:
+    sure = [d for d in (short, fresh) if d is not None and d.error is not None]
+    if any(d.mean < -2 * (d.error or 0) for d in sure):
+        return LOSES
+    if len(sure) == 2 and all(d.mean > 2 * (d.error or 0) for d in sure):
+        return WINS
+    return OPEN
+
+
+def written(difference: Difference | None) -> str:
+    if difference is None:
+        return "–"
+    if difference.error is None:
+        return f"{difference.mean:+.2f}"
+    p = "" if difference.p is None else f" (p {difference.p:.2g})"
+    return f"{difference.mean:+.2f} ± {difference.error:.2f}{p}"
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])

@@ -1,0 +1,365 @@
+"""The arena: fair budgets, honest choice of the learning rate, and runs that survive a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adaptive_subset import Candidates, Choice, FreshRandom
+from benchmarks.arena import data, figures, report, text
+from benchmarks.arena import race as arena_race
+from benchmarks.arena.methods import METHODS, Method, OrderDP, Plan, RandomSizes
+from benchmarks.arena.race import Race, beyond_edge, run
+from benchmarks.arena.results import Cell, Results, best_rate
+from benchmarks.arena.run import train
+from benchmarks.arena.tasks import Task, crop_and_flip
+
+CPU = torch.device("cpu")
+
+
+def blobs(*_: Path) -> data.Data:
+    """Four classes around the corners of a square, with noise."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(1200) % 4
+    corners = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+    points = corners[labels] + 0.7 * torch.randn(1200, 2, generator=generator)
+    rows = torch.arange(1200)
+    given = data.Samples(points, labels)
+    return data.split(given.take(rows[:1000]), given.take(rows[1000:]))
+
+
+TINY = Task(
+    blobs,
+    lambda: nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 4)),
+    about="blobs",
+    epochs=4,
+    rates=(0.05, 0.1),
+    batch_size=16,
+)
+
+
+def race(path: Path, **changes: object) -> Race:
+    made = Race(
+        tasks={"blobs": TINY},
+        methods={name: METHODS[name] for name in ("full-short", "fresh-random", "order-dp")},
+        fractions=(0.2,),
+        seeds=(0, 1),
+        finalists=1,
+        results=Results(path),
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that take no time, best on validation at a rate of 0.2 and on test at 0.05."""
+
+    def fake(
+        task: Task, method: Method, fraction: float, rate: float, seed: int, *_: object
+    ) -> dict[str, object]:
+        validation, test = (0.9 - 0.01 * abs(math.log(rate / best)) for best in (0.2, 0.05))
+        seconds = ("seconds", "selection_seconds", "processor_seconds")
+        seconds += ("selection_processor_seconds",)
+        return {
+            "steps": 40,
+            "samples": 640,
+            **dict.fromkeys(seconds, 1.0 + rate),
+            "validation": validation,
+            "test": test - 0.001 * seed,
+            "diverged": False,
+            "curve": [],
+        }
+
+    monkeypatch.setattr(arena_race, "train", fake)
+
+
+def go(made: Race, limit: int | None = None) -> list[str]:
+    """What `run` says, killed after `limit` runs."""
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) == limit:
+            raise KeyboardInterrupt
+
+    run(made, Path(), Path(), CPU, {}, say)
+    return said
+
+
+def test_a_killed_race_goes_on_without_repeating(quick: None, tmp_path: Path) -> None:
+    path = tmp_path / "arena.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        go(race(path), limit=3)
+    with path.open("a") as file:
+        file.write('{"task": "blobs", "meth')  # killed while writing the fourth
+    said = go(race(path))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == 3 + len(said)
+    cells = Counter((r["method"], r["rate"], r["seed"]) for r in lines)
+    assert set(cells.values()) == {1}
+    assert go(race(path)) == []
+    assert "0 more in this round" in said[-1]
+
+
+def test_a_changed_recipe_is_another_cell(quick: None, tmp_path: Path) -> None:
+    path = tmp_path / "arena.jsonl"
+    go(race(path))
+    longer = race(path, tasks={"blobs": replace(TINY, epochs=5)})
+    assert len(longer.missing()) == 6
+
+
+def line(rate: float, seed: int, validation: float, test: float) -> dict[str, float]:
+    return {"rate": rate, "seed": seed, "validation": validation, "test": test}
+
+
+def test_the_best_rate_is_chosen_on_validation_and_not_on_test() -> None:
+    lines = [line(0.1, 0, 0.8, 0.9), line(0.2, 0, 0.9, 0.7), line(0.5, 0, 0.7, 0.95)]
+    assert best_rate(lines) == 0.2
+
+
+def test_rates_are_compared_over_the_same_seeds() -> None:
+    lines = [line(0.1, 0, 0.90, 0), line(0.1, 1, 0.50, 0), line(0.2, 0, 0.89, 0)]
+    assert best_rate(lines) == 0.1  # the only one with two seeds
+    assert best_rate([*lines, line(0.2, 1, 0.52, 0)]) == 0.2
+    with pytest.raises(ValueError, match="no seed in common"):
+        best_rate([line(0.1, 0, 0.9, 0), line(0.2, 1, 0.9, 0)])
+
+
+def test_rates_that_one_seed_does_not_tell_apart_all_go_on(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = race(tmp_path / "arena.jsonl")
+    monkeypatch.setattr(arena_race, "NEAR", 0.007)  # 0.2 and 0.1 differ by 0.0069
+    go(made)
+    lines = made.runs("blobs", "full-short", 0.2)
+    assert {(r["rate"], r["seed"]) for r in lines if r["seed"]} == {(0.1, 1), (0.2, 1)}
+
+
+def test_rates_go_on_beyond_the_edge_where_the_best_is_there() -> None:
+    assert beyond_edge(0.1, (0.02, 0.05, 0.1)) == [0.2]
+    assert beyond_edge(0.02, (0.02, 0.05, 0.1)) == [0.01]
+    assert beyond_edge(0.05, (0.02, 0.05, 0.1)) == []
+
+
+def test_a_race_finds_the_best_rate_on_validation(quick: None, tmp_path: Path) -> None:
+    made = race(tmp_path / "arena.jsonl")
+    go(made)
+    for entry in figures.entries(made, "blobs"):
+        assert entry.rate == 0.2
+        assert set(entry.rates) == {0.05, 0.1, 0.2, 0.5}
+        assert not entry.at_edge
+
+
+def test_the_table_counts_seeds_and_runs(quick: None, tmp_path: Path) -> None:
+    made = race(tmp_path / "arena.jsonl", finalists=0)
+    go(made)
+    found = figures.entries(made, "blobs")
+    seeds = {entry.method: len(entry.accuracy) for entry in found}
+    assert seeds == {"full-short": 2, "fresh-random": 2, "order-dp": 1}
+    rows = {
+        row.split(" | ")[0]: row.split(" | ") for row in report.table(found, found).splitlines()
+    }
+    assert rows["| `fresh-random`"][1] == "2"
+    assert rows["| `order-dp`"][1] == "1"
+    assert "±" not in rows["| `order-dp`"][3]
+    assert "±" in rows["| `full-short`"][3]
+
+
+def test_the_page_is_written(quick: None, tmp_path: Path) -> None:
+    made = race(tmp_path / "arena.jsonl")
+    go(made)
+    report.write(made, tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert (tmp_path / "arena-blobs.png").exists()
+    assert "### 20 % for 4 epochs, 40 steps" in page
+
+
+@dataclass(frozen=True)
+class Slow(FreshRandom):
+    def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
+        start = time.process_time()
+        while time.process_time() < start + 0.05:
+            pass
+        return super().select(candidates, budget, seed=seed, epoch=epoch)
+
+
+def test_the_cost_includes_selection() -> None:
+    measured = train(TINY, Method(lambda plan: Slow()), 0.2, 0.1, 0, blobs(), CPU)
+    for kind in ("", "processor_"):
+        assert measured[f"selection_{kind}seconds"] >= 4 * 0.05
+        assert measured[f"{kind}seconds"] > measured[f"selection_{kind}seconds"]
+    assert figures.seconds(measured)[0] >= 4 * 0.05
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_makes_the_same_number_of_steps(name: str) -> None:
+    measured = train(TINY, METHODS[name], 0.2, 0.1, 0, blobs(), CPU)
+    assert (measured["steps"], measured["samples"]) == (40, 640)  # 4 epochs of 10 batches of 16
+    assert measured["validation"] > 0.5
+
+
+def test_seeds_pair_the_methods() -> None:
+    """The first step is from the same weights, whatever the method."""
+    seen: list[Tensor] = []
+
+    def network() -> nn.Module:
+        model = nn.Linear(2, 4)
+        seen.append(model.weight.detach().clone())
+        return model
+
+    for name in ("full-short", "order-dp", "gradmatch"):
+        train(replace(TINY, network=network), METHODS[name], 0.2, 0.1, 3, blobs(), CPU)
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[0], seen[2])
+
+
+@pytest.mark.parametrize("name", ["full-short", "gradmatch", "order-dp"])
+def test_a_run_that_diverges_counts_as_worst(name: str) -> None:
+    broken = replace(TINY, weight_decay=1e30)
+    measured = train(broken, METHODS[name], 0.2, 1e30, 0, blobs(), CPU)
+    assert measured["diverged"]
+    assert measured["validation"] == measured["test"] == 0
+
+
+def test_the_validation_set_is_cut_from_training_and_stratified() -> None:
+    labels = torch.tensor([0] * 700 + [1] * 300)
+    given = data.Samples(torch.arange(1000.0)[:, None], labels)
+    found = data.split(given, given.take(torch.arange(5)))
+    both = torch.cat([found.train.inputs, found.validation.inputs])[:, 0]
+    assert torch.equal(both.sort().values, torch.arange(1000.0))
+    assert torch.bincount(found.validation.labels).tolist() == [140, 60]
+
+
+def test_wrong_labels_are_wrong_and_as_many_as_asked() -> None:
+    clean = blobs()
+    noisy = data.map_train(lambda samples: data.wrong_labels(0.2, samples), clean)
+    assert int((noisy.train.labels != clean.train.labels).sum()) == 160
+    assert torch.equal(noisy.validation.labels, clean.validation.labels)
+
+
+def test_the_long_tail_keeps_a_clean_balanced_reference_in_training() -> None:
+    tail = data.long_tail(10, 5, blobs())
+    assert torch.bincount(tail.train.labels).tolist() == [200, 93, 43, 20]
+    assert tail.reference is not None
+    assert torch.bincount(tail.reference.labels).tolist() == [5] * 4
+    trained = set(map(tuple, tail.train.inputs.tolist()))
+    assert all(tuple(row) in trained for row in tail.reference.inputs.tolist())
+
+
+def test_near_duplicates_are_shifted_copies_of_few_images() -> None:
+    given = data.Samples(torch.randn(40, 1, 6, 6), torch.arange(40))
+    found = data.near_duplicates(4, given)
+    assert torch.bincount(found.labels, minlength=40).unique().tolist() == [0, 4]
+    for image, label in zip(found.inputs, found.labels, strict=True):
+        original = given.inputs[label]
+        shifts = (original.roll((i, j), (-2, -1)) for i in (-1, 0, 1) for j in (-1, 0, 1))
+        assert min(float((image - moved).abs().mean()) for moved in shifts) < 0.2
+
+
+def test_the_transformer_is_berts() -> None:
+    shapes = {
+        **{f"attention.self.{name}": (384, 384) for name in ("query", "key", "value")},
+        **{"attention.output.dense": (384, 384), "attention.output.LayerNorm": (384,)},
+        **{"intermediate.dense": (1536, 384), "output.dense": (384, 1536)},
+        "output.LayerNorm": (384,),
+    }
+    w = {f"encoder.layer.0.{k}.weight": torch.randn(s) / 20 for k, s in shapes.items()}
+    w |= {f"encoder.layer.0.{k}.bias": torch.randn(s[0]) for k, s in shapes.items()}
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        key = f"encoder.layer.0.{name}"
+        return x @ w[f"{key}.weight"].T + w[f"{key}.bias"]
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        key = f"encoder.layer.0.{name}.LayerNorm"
+        centred = x - x.mean(-1, keepdim=True)
+        return (
+            centred / centred.square().mean(-1, keepdim=True).sqrt() * w[f"{key}.weight"]
+            + w[f"{key}.bias"]
+        )
+
+    x = torch.randn(2, 5, 384)
+    q, k, v = (
+        linear(x, f"attention.self.{name}").view(2, 5, 12, 32).transpose(1, 2)
+        for name in ("query", "key", "value")
+    )
+    attended = (q @ k.transpose(2, 3) / 32**0.5).softmax(-1) @ v
+    attended = attended.transpose(1, 2).reshape(2, 5, 384)
+    middle = norm(x + linear(attended, "attention.output.dense"), "attention.output")
+    wide = nn.functional.gelu(linear(middle, "intermediate.dense"))
+    expected = norm(middle + linear(wide, "output.dense"), "output")
+    torch.testing.assert_close(text._layer(w, 0)(x), expected, atol=1e-3, rtol=1e-4)
+
+
+def test_words_of_a_mail_are_its_subject_and_its_body_without_markup() -> None:
+    mail = "From: a\nSubject: Re: hello\nContent-Type: text/html\n\n<b>good</b>  day\n"
+    assert text._words(mail).split() == ["Re:", "hello", "good", "day"]
+
+
+def test_crops_are_those_of_the_padded_image() -> None:
+    x = torch.randn(50, 3, 8, 8)
+    padded = nn.functional.pad(x, (4, 4, 4, 4), "reflect")
+    for image, whole in zip(
+        crop_and_flip(x, torch.Generator().manual_seed(0)), padded, strict=True
+    ):
+        crops = (whole[:, i : i + 8, j : j + 8] for i in range(9) for j in range(9))
+        assert any(torch.equal(image, c) or torch.equal(image, c.flip(-1)) for c in crops)
+
+
+def test_order_dp_takes_the_largest_losses_of_a_random_pool() -> None:
+    losses = torch.arange(100.0)
+    losses[3] = torch.nan  # not seen yet
+    choice = OrderDP(0.5).select(Candidates(100, losses=losses), 50, seed=0, epoch=0)
+    assert sorted(choice.positions.tolist()) == [3, *range(51, 100)]
+
+
+def test_random_sizes_fall_and_add_up() -> None:
+    strategy = RandomSizes(0.1, 20)
+    sizes = [
+        len(strategy.select(Candidates(10_000), 10_000, seed=0, epoch=t).positions)
+        for t in range(20)
+    ]
+    assert sizes[0] == 10_000
+    assert sizes == sorted(sizes, reverse=True)
+    assert sum(size for size in sizes if size > 256) == pytest.approx(20_000, rel=0.05)
+
+
+def entry(method: str, seconds: float, *accuracy: float) -> figures.Entry:
+    by_seed = dict(enumerate(accuracy))
+    return figures.Entry(method, 0.1, {0.1: 0.5}, 0.1, by_seed, 10, 100, seconds, 0.0)
+
+
+def test_at_equal_time_the_baseline_is_interpolated_seed_by_seed() -> None:
+    points = [entry("full-short", 10, 80, 82), entry("full-short", 40, 90, 94)]
+    ours = entry("gradmatch", 20, 86, 87)
+    difference = figures.at_equal_time(ours, [*points, ours])
+    assert difference is not None
+    assert difference.each == pytest.approx((1, -1))
+    assert difference.error == pytest.approx(1)
+    dear = entry("craig", 50, 99, 99)
+    assert figures.at_equal_time(dear, points) is None
+
+
+def test_the_paired_test_is_students() -> None:
+    difference = figures.Difference((0.35, 0.64, 0.79))
+    assert difference.p == pytest.approx(0.0453, abs=2e-3)  # t = 4.6 with 2 degrees of freedom
+
+
+def test_nothing_on_the_front_is_beaten() -> None:
+    found = [entry("a", 1, 80), entry("b", 2, 79), entry("c", 3, 85), entry("d", 3, 84)]
+    assert [e.method for e in figures.pareto(found)] == ["a", "c"]
+
+
+def test_settings_tell_methods_apart() -> None:
+    plan = Plan(epochs=100, fraction=0.1, batch_size=128)
+    settings = [json.dumps(METHODS[name].settings(plan)) for name in METHODS]
+    assert len(set(settings)) == len(settings)
+    assert Cell("a", "b", 0.1, 0.1, 0) == Cell("a", "b", 0.1, 0.1, 0)
