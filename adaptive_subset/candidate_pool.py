@@ -75,6 +75,7 @@ class CandidatePool:
         model: nn.Module,
         criterion: Criterion,
         losses: Tensor | None,
+        kept: Tensor | None,
         *,
         seed: int,
         epoch: int,
@@ -83,7 +84,7 @@ class CandidatePool:
 
         Args:
             model, criterion: see `GradientSource.read`.
-            losses: (n,) of training, see `Candidates`.
+            losses, kept: (n,) of training, see `Candidates`.
             seed, epoch: of the draw of a part of the pool.
 
         Raises:
@@ -96,6 +97,7 @@ class CandidatePool:
             order = torch.randperm(self.n, generator=seeded(seed, epoch, Purpose.POOL))
             indices = some = order[:m].sort().values
             losses = None if losses is None else losses[indices]
+            kept = None if kept is None else kept[indices]
         pool = self.source.read(model, criterion, some, m, partial(self._check_memory, m))
         validation = None
         if self.validation is not None:
@@ -109,7 +111,7 @@ class CandidatePool:
             scale = m / len(other.gradients)
             validation = Validation(other.gradients, other.classes, scale, other.last_layer)
         return indices, Candidates(
-            m, pool.gradients, pool.classes, validation, losses, pool.last_layer
+            m, pool.gradients, pool.classes, validation, losses, pool.last_layer, kept
         )
 
     def _check_memory(self, m: int, dim: int) -> None:

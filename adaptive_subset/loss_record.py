@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,14 +14,28 @@ from adaptive_subset.checks import check_state
 _MOST = 1024  # batches that wait to be entered
 
 
+class Memory(ABC):
+    """A number that is kept of each sample beside its last loss, such as an average of them."""
+
+    @abstractmethod
+    def update(self, kept: Tensor, last: Tensor, losses: Tensor) -> Tensor:
+        """What is kept of the m samples of a batch after it, (m,) float32 like the arguments.
+
+        Args:
+            kept, last: what was kept and the last loss until then, NaN where there was none.
+            losses: of this batch.
+        """
+
+
 class LossRecord:
-    """The last loss that each of n samples had in training.
+    """The last loss that each of n samples had in training, and what a memory keeps beside it.
 
     A step of training only hands its tensors over; they are entered when somebody reads, so that
     no step waits for a transfer from the device.
 
     Args:
         n: number of samples.
+        memory: what else is kept of a sample, None for nothing.
 
     Example:
         >>> record = LossRecord(3)
@@ -29,8 +44,10 @@ class LossRecord:
         tensor([   nan,    nan, 0.5000])
     """
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, memory: Memory | None = None) -> None:
         self._values = torch.full((n,), torch.nan)
+        self._memory = memory
+        self._kept = None if memory is None else self._values.clone()
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def __len__(self) -> int:
@@ -52,17 +69,28 @@ class LossRecord:
         self._enter()
         return self._values.clone()
 
+    @property
+    def kept(self) -> Tensor | None:
+        """(n,) float32 on the CPU, NaN where nothing was noted; a copy. None without a memory."""
+        self._enter()
+        return None if self._kept is None else self._kept.clone()
+
     def _enter(self) -> None:
-        values = self._values.numpy()  # torch does not say which of repeated indices wins
-        for at, losses in self._waiting:
-            indices = at.numpy(force=True)
+        for at, noted in self._waiting:
+            indices, losses = at.cpu(), noted.float().cpu()
             known = indices >= 0
-            values[indices[known]] = losses.float().numpy(force=True)[known]
+            indices, losses = indices[known], losses[known]
+            # By NumPy: torch does not say which of repeated indices wins.
+            if self._memory is not None and self._kept is not None and len(indices):
+                kept = self._memory.update(self._kept[indices], self._values[indices], losses)
+                self._kept.numpy()[indices.numpy()] = kept.numpy()
+            self._values.numpy()[indices.numpy()] = losses.numpy()
         self._waiting.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of the losses."""
-        return {"values": self.values}
+        """Copies of the losses, and of what is kept beside them."""
+        kept = self.kept
+        return {"values": self.values} | ({} if kept is None else {"kept": kept})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the losses of `state`.
@@ -70,13 +98,15 @@ class LossRecord:
         Raises:
             ValueError: they are those of another number of samples, or no losses.
         """
-        check_state("LossRecord", state, {"values": Tensor})
-        values = state["values"]
-        if values.shape != self._values.shape or not values.is_floating_point():
-            raise ValueError(
-                f"`state` must hold the losses of {len(self)} samples, got "
-                f"{tuple(values.shape)} of {values.dtype}. Load the state of a run on the same "
-                "dataset."
-            )
+        names = ("values",) if self._memory is None else ("values", "kept")
+        check_state("LossRecord", state, dict.fromkeys(names, Tensor))
+        for values in (state[name] for name in names):
+            if values.shape != self._values.shape or not values.is_floating_point():
+                raise ValueError(
+                    f"`state` must hold the losses of {len(self)} samples, got "
+                    f"{tuple(values.shape)} of {values.dtype}. Load the state of a run on the same "
+                    "dataset."
+                )
+        loaded = {name: state[name].detach().to("cpu", torch.float32, copy=True) for name in names}
         self._waiting.clear()
-        self._values = values.detach().to("cpu", torch.float32, copy=True)
+        self._values, self._kept = loaded["values"], loaded.get("kept")

@@ -9,7 +9,7 @@ Symbols used throughout the package: ``n`` candidates, ``k`` budget, ``C`` class
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -79,8 +79,12 @@ class Selection:
         return {k: v.clone() if isinstance(v, Tensor) else v for k, v in vars(self).items()}
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any], n: int, k: int | None = None) -> Selection:
-        """The selection that `state_dict` was taken from, of `k` (if known) of `n` samples.
+    def from_state_dict(
+        cls, state: Mapping[str, Any], n: int, size_at: Callable[[int], int | None]
+    ) -> Selection:
+        """The selection that `state_dict` was taken from, of `n` samples.
+
+        `size_at` says how many a selection for an epoch has, None where that is not known.
 
         Raises:
             ValueError: indices out of range, or weights that do not fit them, are not finite or of
@@ -93,7 +97,7 @@ class Selection:
         problem = None
         if indices.ndim != 1 or weights.shape != indices.shape or not len(indices):
             problem = f"indices {tuple(indices.shape)} and weights {tuple(weights.shape)}"
-        elif k not in (None, len(indices)):
+        elif (k := size_at(state["epoch"])) not in (None, len(indices)):
             problem = f"{len(indices)} where {k} were selected"
         elif indices.dtype != torch.int64 or not weights.is_floating_point():
             problem = f"indices of {indices.dtype} and weights of {weights.dtype}"

@@ -20,7 +20,7 @@ from adaptive_subset.loss_record import LossRecord
 from adaptive_subset.outcome import as_selection
 from adaptive_subset.selection import Selection
 from adaptive_subset.sizing import sizing
-from adaptive_subset.strategies import STRATEGIES, Candidates, Strategy
+from adaptive_subset.strategies import Candidates, Strategy, instance_of
 from adaptive_subset.strategies.smallest import smallest_choice
 
 if TYPE_CHECKING:
@@ -101,13 +101,7 @@ class Selector:
         n = len(dataset)  # type: ignore[arg-type]
         if n == 0:
             raise ValueError("`dataset` must hold at least one sample to choose, got none.")
-        if isinstance(strategy, str) and strategy in STRATEGIES:
-            strategy = STRATEGIES[strategy]()
-        if not isinstance(strategy, Strategy):
-            raise TypeError(
-                f"`strategy` must be one of {', '.join(STRATEGIES)}, or an instance of a Strategy "
-                f"such as GradMatch(), got {strategy!r}."
-            )
+        strategy = instance_of(strategy)
         if weights not in ("mean-one", "matched"):
             raise ValueError(f'`weights` must be "mean-one" or "matched", got {weights!r}.')
         if source is not None and (pool is not None or reading):
@@ -133,12 +127,13 @@ class Selector:
             size_varies=size_varies,
         )
         source = source or GradientSource(dataset if pool is None else pool, **reading)
-        fraction, k = number("pool_fraction", pool_fraction), self.sizing.budget
+        fraction = number("pool_fraction", pool_fraction)
+        k = self.sizing.budget
         self.pool = CandidatePool(n, source, strategy, k, fraction=fraction, validation=validation)
         self.weights = weights
         self.seed = natural("seed", seed)
         self.selection: Selection | None = None
-        self.losses = LossRecord(n) if strategy.needs_losses else None
+        self.losses = LossRecord(n, strategy.keeps) if strategy.needs_losses else None
         self._criterion = None if criterion is None else loss(criterion)
         self._bound: Criterion | None = None
         self._is_driven = False
@@ -149,10 +144,12 @@ class Selector:
 
     @property
     def size(self) -> int | None:
-        """k of the next selection, None where only that selection will tell."""
-        if self.sizing.budget is None and not self.sizing.varies and self.selection is not None:
-            return len(self.selection)
-        return self.sizing.budget
+        """k of every selection, None where they differ or only the first will tell."""
+        return None if self.sizing.varies else self.size_at(0)
+
+    def size_at(self, epoch: int) -> int | None:
+        """k of a selection for `epoch`, None where only that selection will tell."""
+        return self.sizing.at(epoch, None if self.selection is None else len(self.selection))
 
     @property
     def criterion(self) -> Criterion | None:
@@ -203,12 +200,11 @@ class Selector:
         self.selection = on_first_rank(lambda: self._select(model, epoch))
         return self.selection
 
-    @torch.inference_mode(False)  # what is kept outlives the caller's mode
     def _select(self, model: nn.Module, epoch: int) -> Selection:
         start = time.perf_counter()
         indices, candidates = self._candidates(model, epoch)
         forward_seconds = time.perf_counter() - start
-        size = self.size
+        size = self.size_at(epoch)
         if size is None and self.sizing.tolerance is not None:
             choice = smallest_choice(
                 self.strategy, candidates, self.sizing.tolerance, seed=self.seed, epoch=epoch
@@ -234,6 +230,7 @@ class Selector:
     def _candidates(self, model: nn.Module, epoch: int) -> tuple[Tensor, Candidates]:
         """What to choose from, and the indices in the dataset that its positions stand for."""
         losses = None if self.losses is None else self.losses.values
+        kept = None if self.losses is None else self.losses.kept
         if losses is not None and self._bound is None and bool(losses.isnan().all()):
             raise RuntimeError(
                 f"`selector` must learn the losses of training for {type(self.strategy).__name__}, "
@@ -241,7 +238,7 @@ class Selector:
                 "WeightedLoss(criterion, selector)."
             )
         if not self.strategy.needs_gradients:
-            return torch.arange(len(self)), Candidates(len(self), losses=losses)
+            return torch.arange(len(self)), Candidates(len(self), losses=losses, kept=kept)
         if not isinstance(model, nn.Module):
             raise TypeError(f"`model` must be a nn.Module, got {shown(model)}.")
         if self.criterion is None:
@@ -251,7 +248,9 @@ class Selector:
             )
         if self.selection is None and self.pool.source.pool is self.dataset:
             self.pool.warn_if_augmented()
-        return self.pool.candidates(model, self.criterion, losses, seed=self.seed, epoch=epoch)
+        return self.pool.candidates(
+            model, self.criterion, losses, kept, seed=self.seed, epoch=epoch
+        )
 
     def configuration(self) -> dict[str, Any]:
         """What a run must have in common with the one that it goes on with; plain values."""
@@ -280,7 +279,7 @@ class Selector:
         check_configuration("selector", self.configuration(), state["configuration"])
         if state["selection"] is None:
             return None
-        return Selection.from_state_dict(state["selection"], len(self), self.sizing.budget)
+        return Selection.from_state_dict(state["selection"], len(self), self.sizing.at)
 
     def depends_on(self, saved: Selection | None, *, is_due: bool) -> bool:
         """Whether the next selection depends on a state (losses, the size found) with `saved`."""

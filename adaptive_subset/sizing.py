@@ -13,14 +13,24 @@ class Sizing:
     """What decides the size k of a selection.
 
     Args:
-        budget: k where it is fixed, None where it is up to the tolerance or the strategy.
+        n: samples in all.
+        strategy: which may plan sizes that vary.
+        budget: k where it is given, None where it is up to the tolerance or the strategy.
         tolerance: the relative gradient error for which the smallest subset is sought, or None.
         varies: whether each selection finds its own size; otherwise the first one sets it.
     """
 
+    n: int
+    strategy: Strategy
     budget: int | None
     tolerance: float | None
     varies: bool
+
+    def at(self, epoch: int, current: int | None = None) -> int | None:
+        """k for `epoch`, None where only the selection will tell; `current` is that of the last."""
+        if self.budget is not None:
+            return self.strategy.size_at(self.n, self.budget, epoch)
+        return None if self.varies else current
 
 
 def sizing(
@@ -60,7 +70,7 @@ def sizing(
                 f"`tolerance` must come with a strategy that computes gradients, got {strategy!r}."
             )
     if not given or tolerance is not None:
-        return Sizing(None, tolerance, size_varies or strategy.sizes_itself)
+        return Sizing(n, strategy, None, tolerance, size_varies or strategy.sizes_itself)
     if fraction is not None:
         fraction = number("fraction", fraction)
         if not 0 < fraction <= 1:
@@ -82,4 +92,5 @@ def sizing(
                 f"{budget}. Choose a larger budget or a strategy with a smaller batch_size."
             )
         budget -= budget % strategy.batch_size
-    return Sizing(budget, None, False)
+    strategy.size_at(n, budget, 0)  # raises where a schedule does not fit
+    return Sizing(n, strategy, budget, None, strategy.size_varies)

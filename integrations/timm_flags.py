@@ -45,7 +45,12 @@ def strategy_names() -> list[str]:
     """Those that train.py can run: it fixes its schedule by epochs of one length, and the losses
     that it computes may be of mixed images, which are no sample's own.
     """
-    return [n for n, kind in STRATEGIES.items() if not (kind.sizes_itself or kind.needs_losses)]
+    strategies = {name: kind() for name, kind in STRATEGIES.items()}
+    return [
+        name
+        for name, strategy in strategies.items()
+        if not (strategy.sizes_itself or strategy.size_varies or strategy.needs_losses)
+    ]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -68,3 +68,56 @@ def best_subset_objective(
         ridge_objective(atoms[list(s)], target, ridge, solve(atoms[list(s)], target, ridge))
         for s in combinations(range(len(atoms)), budget)
     )
+
+
+def largest_of_pool(scores: list[float], order: list[int], budget: int, share: float) -> set[int]:
+    """OrderDP: of the first k / share in a random `order` the k with the largest last losses."""
+    pool = order[: min(len(order), round(budget / share))]
+    # Who was not trained on yet comes first; among equals, who comes first in the pool.
+    ranked = sorted(pool, key=lambda i: -np.inf if np.isnan(scores[i]) else -scores[i])
+    return set(ranked[:budget])
+
+
+def below_mean_dropped(scores: list[float], ratio: float) -> tuple[int, float, set[int]]:
+    """InfoBatch: how many are left out, the weight of those who stand for them, and who may be."""
+    known = [s for s in scores if not np.isnan(s)]
+    below = {i for i, s in enumerate(scores) if s < sum(known) / len(known)}
+    out = int(ratio * len(below))
+    return out, len(below) / (len(below) - out), below
+
+
+def lloyd(values: list[float], groups: int) -> list[list[int]]:
+    """k-means by Lloyd's iteration: the positions in each group, from the lowest group on."""
+    ordered = sorted(values)
+    middles = [ordered[int((g + 0.5) / groups * len(values))] for g in range(groups)]
+    centres = sorted(set(middles))
+    while True:
+        members: list[list[int]] = [[] for _ in centres]
+        for i, value in enumerate(values):
+            distances = [abs(value - centre) for centre in centres]
+            members[distances.index(min(distances))].append(i)
+        members = [group for group in members if group]
+        means = [sum(values[i] for i in group) / len(group) for group in members]
+        if means == centres:
+            return members
+        centres = means
+
+
+def window_of_groups(
+    scores: list[float], order: list[int], epoch: int, ratio: float, groups: int, window: float
+) -> set[int]:
+    """SeTa: who is in the window of `epoch`, of those that a random `order` leaves."""
+    known = [s for s in scores if not np.isnan(s)]
+    kept = order[: max(1, round((1 - ratio) * len(scores)))]
+    largest = max(known, default=0.0)
+    found = lloyd([largest if np.isnan(scores[i]) else scores[i] for i in kept], groups)
+    width = max(1, round(window * len(found)))
+    first = epoch % (len(found) - width + 1)
+    return {kept[i] for group in found[first : first + width] for i in group}
+
+
+def lowest_hidden(scores: list[float], share: float, confidence: float) -> set[int]:
+    """KAKURENBO: who is hidden of the lowest share, by a cross-entropy."""
+    known = [i for i in range(len(scores)) if not np.isnan(scores[i])]
+    lowest = sorted(known, key=lambda i: scores[i])[: int(share * len(scores))]
+    return {i for i in lowest if np.exp(-scores[i]) >= confidence}

@@ -18,7 +18,7 @@ from adaptive_subset import (
     WeightedLoss,
 )
 from adaptive_subset.gradients.factored import FactoredGradients
-from adaptive_subset.strategies.importance import _inclusion
+from adaptive_subset.strategies.draws import inclusion
 
 N, BUDGET = 50, 12
 
@@ -37,7 +37,7 @@ def candidates(spread: float = 1.5) -> Candidates:
 def test_chances_are_proportional_up_to_one_and_add_up(shares: list[float], part: float) -> None:
     budget = max(1, round(part * len(shares)))
     given_shares = torch.tensor(shares, dtype=torch.float64)
-    chances = _inclusion(given_shares / given_shares.sum(), budget)
+    chances = inclusion(given_shares / given_shares.sum(), budget)
     assert float(chances.sum()) == pytest.approx(budget)
     assert float(chances.max()) <= 1
     free = chances < 1
@@ -57,7 +57,7 @@ def test_weighted_sums_are_right_on_average(spread: float) -> None:
         seen[choice.positions] += 1
         total += pool.atoms.sum(choice.weights, choice.positions)
     norms = pool.atoms.squared_norms().sqrt()
-    chances = _inclusion(0.7 * norms / norms.sum() + 0.3 / N, BUDGET)
+    chances = inclusion(0.7 * norms / norms.sum() + 0.3 / N, BUDGET)
     torch.testing.assert_close(seen / runs, chances.float(), rtol=0, atol=0.04)
     error = (total / runs - pool.target).norm() / norms.sum()
     assert float(error) < 0.01

@@ -26,10 +26,20 @@ from adaptive_subset.strategies import (
     GradMatch,
     GradMatchPB,
     InfoBatch,
+    InfoBatchByBatch,
+    Kakurenbo,
     LossSampling,
+    OrderDP,
+    PerEpoch,
     Random,
+    RandomSizes,
+    SeTa,
+    SeTaByBatch,
     Strategy,
     Validation,
+    draws,
+    scores,
+    sizes,
 )
 from adaptive_subset.strategies.division import equal_shares, proportional_shares
 from adaptive_subset.strategies.smallest import smallest_choice
@@ -57,6 +67,17 @@ EVERY: dict[str, Strategy] = {
     "glister": GLISTER(refreshes=4),
     "glister, global": GLISTER(scope="global"),
     "infobatch": InfoBatch(),
+    "infobatch, by batch": InfoBatchByBatch(),
+    "order-dp": OrderDP(),
+    "seta": SeTa(),
+    "seta, late": SeTa(ratio=0.5, epochs=1),
+    "seta, by batch": SeTaByBatch(window=0.2),
+    "kakurenbo": Kakurenbo(confidence=0.1),
+    "random sizes": RandomSizes(epochs=100),
+    "largest average": PerEpoch(scores.MovingAverage(), draws.LargestOfPool(), sizes.FullAtEnd(4)),
+    "changing": PerEpoch(scores.LossChange(), draws.Proportional(), sizes.Falling(100)),
+    "largest gradient norms": PerEpoch(scores.LastLayerNorm(), draws.LargestOfPool(0.9)),
+    "uniform": PerEpoch(scores.Equal(), draws.LargestOfPool(1.0)),
 }
 GRADIENTS = [name for name, strategy in EVERY.items() if strategy.needs_gradients]
 MATCHING = [name for name, s in EVERY.items() if isinstance(s, (GradMatch, GradMatchPB))]
@@ -76,7 +97,8 @@ def candidates(n: int = 48, classes: int = 3, p: int = 10, seed: int = 0) -> Can
     layer = LastLayer(features, weight, labels, torch.nn.CrossEntropyLoss())
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none").float()
     gradients = FactoredGradients([(delta, features)])
-    return Candidates(n, gradients, labels, losses=losses, last_layer=layer)
+    kept = losses * torch.rand(n, generator=generator)
+    return Candidates(n, gradients, labels, losses=losses, last_layer=layer, kept=kept)
 
 
 def blocks(given: Candidates) -> Sequence[tuple[Tensor, Tensor]]:
@@ -94,6 +116,7 @@ def permuted(given: Candidates, order: Tensor) -> Candidates:
         classes=given.classes[order],
         losses=None if given.losses is None else given.losses[order],
         last_layer=given.last_layer[order],
+        kept=None if given.kept is None else given.kept[order],
     )
 
 

@@ -15,6 +15,7 @@ from adaptive_subset.delivery.clock import Clock
 from adaptive_subset.delivery.dataset import TaggedDataset
 from adaptive_subset.delivery.epoch import Epoch, in_order
 from adaptive_subset.delivery.history import History
+from adaptive_subset.delivery.lengths import Lengths
 from adaptive_subset.delivery.schedule import Schedule
 from adaptive_subset.delivery.sharding import Sharding
 from adaptive_subset.distributed import agree
@@ -28,13 +29,13 @@ _FIELDS = {"configuration": Mapping, "epoch": int, "history": Mapping, "selector
 class AdaptiveSubsetSampler(Sampler[int]):
     """Samples epochs of k of n samples: from the whole data at first, then from selected subsets.
 
-    An epoch is k samples long, always the same unless the selector lets the size vary. With warm
-    start κ the first κ·T epochs walk through the full data in freshly shuffled shards of k samples
-    (κ·T·k/n passes over it, GRAD-MATCH §4), the others shuffle the current selection, which is
-    renewed every R epochs. The order is a pure function of the seed, the epoch and the selection.
-    Each index carries its weight: read the data through `dataset` (or `attach`) and take the loss
-    through `WeightedLoss`, and weight and sample arrive together whatever workers, prefetchers or
-    the loop do in between.
+    An epoch is k samples long, always the same unless the selector lets the size vary, or the
+    strategy plans sizes that do. With warm start κ the first κ·T epochs walk through the full data
+    in freshly shuffled shards of k samples (κ·T·k/n passes over it, GRAD-MATCH §4), the others
+    shuffle the current selection, which is renewed every R epochs. The order is a pure function of
+    the seed, the epoch and the selection. Each index carries its weight: read the data through
+    `dataset` (or `attach`) and take the loss through `WeightedLoss`, and weight and sample arrive
+    together whatever workers, prefetchers or the loop do in between.
 
     Args:
         selector: chooses the subsets and holds the current one; it serves one sampler.
@@ -85,13 +86,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
         self._unit = strategy.batch_size or 1
         self._clock = Clock()
         self._history = History(len(self.dataset))
-        if selector.size is None and self.warm_epochs:
-            raise ValueError(
-                f"`warm_start` must be 0 where the first selection sets the size of an epoch, got "
-                f"{warm_start}. Give the Selector a `fraction` or a `budget`."
-            )
-        if self._sharding.said is not None:
-            self._sharding.check(strategy, selector.size)
+        self._lengths = Lengths(selector, self._schedule, self._sharding)
         selector.drive()
 
     @property
@@ -130,20 +125,23 @@ class AdaptiveSubsetSampler(Sampler[int]):
         return self.selector.selection
 
     def __len__(self) -> int:
-        """Samples that this rank gets in an epoch.
+        """Samples that this rank gets in the current epoch.
 
         Raises:
             TypeError: the first selection will tell it (a `tolerance`, or a strategy that sizes
                 itself). A TypeError is what ``list(sampler)`` takes for "no length".
         """
-        size, selection = self.selector.size, self.selection
-        if size is None and selection is None:
-            raise TypeError(
-                "the length of an epoch follows from the first selection, and there is none yet. "
-                "Call `sampler.maybe_reselect(model, epoch)` before `len`."
-            )
-        units = (size or len(selection or ())) // self._unit
-        return units // self.num_replicas * self._unit
+        return self._lengths.at(self.epoch)
+
+    def sizes(self, epochs: int) -> list[int]:
+        """Samples that this rank gets in each of the first `epochs` epochs, known in advance.
+
+        What a schedule over steps needs: with batches of B a run has ``Σ ⌈size / B⌉`` of them.
+
+        Raises:
+            TypeError: selections find their own sizes.
+        """
+        return self._lengths.planned(epochs)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that the next iteration is for. Never selects.

@@ -51,5 +51,9 @@ class Schedule:
             return False
         return selection is None or self._period(selection.epoch) != self._period(epoch)
 
+    def selected_at(self, epoch: int) -> int:
+        """The epoch of the selection that is current in `epoch`; in a warm start of the first."""
+        return max(0, self._period(epoch)) * self.every + self.warm_epochs
+
     def _period(self, epoch: int) -> int:
         return (epoch - self.warm_epochs) // self.every

@@ -1,10 +1,24 @@
-"""Selection strategies, one paper a file."""
+"""Selection strategies: those that match gradients, one paper a file, and combinations.
+
+What trains on a fresh subset in every epoch is a combination of `scores`, `draws` and `sizes`, see
+`PerEpoch`; `methods` is the table of those with names.
+"""
 
 from adaptive_subset.strategies.craig import CRAIG, CRAIGPB
 from adaptive_subset.strategies.glister import GLISTER
 from adaptive_subset.strategies.gradmatch import GradMatch, GradMatchPB
-from adaptive_subset.strategies.importance import GradientNorm, LossSampling
-from adaptive_subset.strategies.infobatch import InfoBatch
+from adaptive_subset.strategies.methods import (
+    GradientNorm,
+    InfoBatch,
+    InfoBatchByBatch,
+    Kakurenbo,
+    LossSampling,
+    OrderDP,
+    RandomSizes,
+    SeTa,
+    SeTaByBatch,
+)
+from adaptive_subset.strategies.per_epoch import PerEpoch
 from adaptive_subset.strategies.random import FreshRandom, Random
 from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy, Validation
 
@@ -19,8 +33,31 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "glister": GLISTER,
     "gradient-norm": GradientNorm,
     "loss-sampling": LossSampling,
+    "order-dp": OrderDP,
     "infobatch": InfoBatch,
+    "infobatch-by-batch": InfoBatchByBatch,
+    "seta": SeTa,
+    "seta-by-batch": SeTaByBatch,
+    "kakurenbo": Kakurenbo,
+    "random-sizes": RandomSizes,
 }
+
+
+def instance_of(strategy: Strategy | str) -> Strategy:
+    """`strategy`, or the one of that name with its default arguments.
+
+    Raises:
+        TypeError: neither.
+    """
+    if isinstance(strategy, str) and strategy in STRATEGIES:
+        return STRATEGIES[strategy]()
+    if not isinstance(strategy, Strategy):
+        raise TypeError(
+            f"`strategy` must be one of {', '.join(STRATEGIES)}, or an instance of a Strategy "
+            f"such as GradMatch(), got {strategy!r}."
+        )
+    return strategy
+
 
 __all__ = [
     "CRAIG",
@@ -34,8 +71,16 @@ __all__ = [
     "GradMatchPB",
     "GradientNorm",
     "InfoBatch",
+    "InfoBatchByBatch",
+    "Kakurenbo",
     "LossSampling",
+    "OrderDP",
+    "PerEpoch",
     "Random",
+    "RandomSizes",
+    "SeTa",
+    "SeTaByBatch",
     "Strategy",
     "Validation",
+    "instance_of",
 ]

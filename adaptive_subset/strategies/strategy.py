@@ -13,6 +13,7 @@ from torch import Tensor
 from adaptive_subset.checks import check_fields
 from adaptive_subset.gradients import Gradients
 from adaptive_subset.gradients.look_ahead import LastLayer
+from adaptive_subset.loss_record import Memory
 from adaptive_subset.precision import full_precision
 
 
@@ -44,6 +45,8 @@ class Candidates:
         validation: set to match validation gradients (`isValid` in the paper's Algorithm 1).
         losses: (n,) float32 on the CPU, the loss that each had when it was last trained on, NaN if
             never; None for a strategy that needs none.
+        kept: (n,) float32 on the CPU, what the strategy `keeps` of each, NaN if nothing yet;
+            None if it keeps nothing.
         last_layer: what the gradients were computed from; None for a model whose output is not
             that of one last layer.
 
@@ -56,6 +59,7 @@ class Candidates:
     validation: Validation | None = None
     losses: Tensor | None = None
     last_layer: LastLayer | None = None
+    kept: Tensor | None = None
     derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -144,6 +148,7 @@ class Candidates:
             validation=validation,
             losses=None if self.losses is None else self.losses[members],
             last_layer=None if self.last_layer is None else self.last_layer[place],
+            kept=None if self.kept is None else self.kept[members],
         )
 
 
@@ -176,21 +181,29 @@ class Strategy(ABC):
         every: R, the epochs from one selection to the next that suit it.
         needs_gradients: run the model over the candidates first, for `Candidates.gradients`.
         needs_losses: note the losses of training, for `Candidates.losses`.
+        keeps: what else to keep of a sample whenever it is trained on, for `Candidates.kept`.
         batch_size: the size of the mini-batches that it chooses, None where it chooses samples.
         sizes_itself: it takes no budget; the size of its choice varies.
+        size_varies: the size of its choice is another in each epoch, as `size_at` says.
         repeats: it may choose a sample more than once.
     """
 
     every: ClassVar[int] = 20
-    needs_gradients: ClassVar[bool] = False
-    needs_losses: ClassVar[bool] = False
-    sizes_itself: ClassVar[bool] = False
     repeats: ClassVar[bool] = False
+    needs_gradients: bool = False
+    needs_losses: bool = False
+    keeps: Memory | None = None
+    sizes_itself: bool = False
+    size_varies: bool = False
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if is_dataclass(self):
             check_fields(self)
+
+    def size_at(self, n: int, budget: int, epoch: int) -> int:
+        """How many of n samples it chooses for `epoch`, where the Selector was given `budget`."""
+        return budget
 
     @abstractmethod
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:

@@ -1,0 +1,113 @@
+"""A strategy that costs nothing, as a combination: score × draw × size."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+
+from adaptive_subset.loss_record import Memory
+from adaptive_subset.randomness import Purpose, seeded
+from adaptive_subset.strategies.draws import Draw, Proportional, uniform
+from adaptive_subset.strategies.scores import LastLoss, Score
+from adaptive_subset.strategies.sizes import Constant, Size
+from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy
+
+
+class Combination(Strategy):
+    """A strategy that is made of parts; what they need, it needs."""
+
+    every = 1
+
+    @abstractmethod
+    def parts(self) -> PerEpoch:
+        """Score, draw and size."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.parts()  # checks the arguments as well
+
+    @property
+    def needs_gradients(self) -> bool:  # type: ignore[override]  # read-only: it follows
+        return self.parts().score.needs_gradients
+
+    @property
+    def needs_losses(self) -> bool:  # type: ignore[override]
+        return self.parts().score.needs_losses
+
+    @property
+    def keeps(self) -> Memory | None:  # type: ignore[override]
+        score = self.parts().score
+        return score if isinstance(score, Memory) else None
+
+    @property
+    def sizes_itself(self) -> bool:  # type: ignore[override]
+        return self.parts().draw.sizes_itself
+
+    @property
+    def size_varies(self) -> bool:  # type: ignore[override]
+        return self.parts().size.varies
+
+    def size_at(self, n: int, budget: int, epoch: int) -> int:
+        """See `Strategy.size_at`."""
+        size = self.parts().size.at(n, budget, epoch)
+        assert size is not None  # only without a budget
+        return size
+
+    def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
+        """See `Strategy.select`.
+
+        Raises:
+            ValueError: a score is infinite.
+        """
+        parts, n = self.parts(), candidates.n
+        scores = parts.score.of(candidates)
+        if bool(scores.isinf().any()):
+            raise ValueError("`losses` must be finite, got infinity: training has diverged.")
+        generator = seeded(seed, epoch, Purpose.SELECTION)
+        if parts.draw.sizes_itself and (size := parts.size.at(n, None, epoch)) is not None:
+            return uniform(n, size, generator)
+        return parts.draw.draw(scores, budget, epoch=epoch, generator=generator)
+
+
+@dataclass(frozen=True)
+class PerEpoch(Combination):
+    """A fresh subset in every epoch: samples are scored, drawn by their scores, so many at a time.
+
+    The named methods of `adaptive_subset.strategies.methods` are such combinations.
+
+    Args:
+        score: what a sample has to teach, see `adaptive_subset.strategies.scores`.
+        draw: who is chosen, with what weight, see `adaptive_subset.strategies.draws`.
+        size: how many there are in an epoch, see `adaptive_subset.strategies.sizes`.
+
+    Raises:
+        TypeError: a part that is none, such as a class in place of an instance.
+        ValueError: a size that needs a budget, with a draw that takes none.
+
+    Example:
+        >>> from adaptive_subset.strategies import draws, scores, sizes
+        >>> strategy = PerEpoch(
+        ...     scores.MovingAverage(0.7), draws.LargestOfPool(0.6), sizes.FullAtEnd(epochs=30)
+        ... )
+    """
+
+    score: Score = field(default_factory=LastLoss)
+    draw: Draw = field(default_factory=Proportional)
+    size: Size = field(default_factory=Constant)
+
+    def __post_init__(self) -> None:
+        for name, kind in (("score", Score), ("draw", Draw), ("size", Size)):
+            if not isinstance(part := getattr(self, name), kind):
+                raise TypeError(
+                    f"`{name}` must be one of adaptive_subset.strategies.{name}s, or of your own "
+                    f"class derived from {kind.__name__}, got {part!r}. Pass an instance."
+                )
+        if self.draw.sizes_itself and self.size.needs_budget:
+            raise ValueError(
+                f"`size` must leave the size to a draw that sizes itself, got {self.size!r} for "
+                f"{self.draw!r}. Use Constant() or FullAtEnd(...)."
+            )
+
+    def parts(self) -> PerEpoch:
+        """Itself."""
+        return self

@@ -1,0 +1,555 @@
+"""Per-epoch strategies: their scores, draws and sizes, and the methods that combine them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from adaptive_subset import (
+    STRATEGIES,
+    AdaptiveSubsetSampler,
+    Candidates,
+    Choice,
+    FreshRandom,
+    GradientNorm,
+    InfoBatch,
+    InfoBatchByBatch,
+    Kakurenbo,
+    LossSampling,
+    OrderDP,
+    PerEpoch,
+    Random,
+    RandomSizes,
+    Selector,
+    SeTa,
+    SeTaByBatch,
+    Strategy,
+    WeightedLoss,
+)
+from adaptive_subset.loss_record import LossRecord, Memory
+from adaptive_subset.randomness import Purpose, seeded
+from adaptive_subset.strategies import draws, scores, sizes
+from adaptive_subset.strategies.per_epoch import Combination
+from adaptive_subset.strategies.solvers.k_means import group_edges
+from tests import reference
+
+N, BUDGET = 60, 12
+DATA = TensorDataset(torch.arange(float(N))[:, None], torch.zeros(N, 1))
+
+
+def losses(seed: int = 0, unknown: int = 0) -> Tensor:
+    """Cross-entropies of which most are small; `unknown` of them were not seen."""
+    generator = torch.Generator().manual_seed(seed)
+    values = (1.5 * torch.randn(N, generator=generator) - 1).exp()
+    values[torch.randperm(N, generator=generator)[:unknown]] = torch.nan
+    return values
+
+
+def shuffled(seed: int, epoch: int) -> list[int]:
+    """The random order that a selection starts from."""
+    order = torch.randperm(N, generator=seeded(seed, epoch, Purpose.SELECTION))
+    return [int(i) for i in order]
+
+
+def chosen(strategy: Strategy, known: Tensor, epoch: int, budget: int = N) -> dict[int, float]:
+    """The weight of each of the chosen."""
+    given_losses = Candidates(N, losses=known, kept=known)
+    choice = strategy.choose(given_losses, budget, seed=3, epoch=epoch)
+    return dict(zip(choice.positions.tolist(), choice.weights.tolist(), strict=True))
+
+
+# ---- methods, against slow transcriptions of their rules
+
+
+@pytest.mark.parametrize("unknown", [0, 20, N])
+@pytest.mark.parametrize("share", [0.25, 0.6, 1.0])
+def test_order_dp_trains_on_the_largest_of_a_pool(unknown: int, share: float) -> None:
+    for epoch in range(4):
+        known = losses(epoch, unknown)
+        found = chosen(OrderDP(share), known, epoch, BUDGET)
+        order = shuffled(3, epoch)
+        assert set(found) == reference.largest_of_pool(known.tolist(), order, BUDGET, share)
+        assert set(found.values()) == {N / BUDGET}
+
+
+@pytest.mark.parametrize("method", [InfoBatch, InfoBatchByBatch])
+@pytest.mark.parametrize("unknown", [0, 20])
+def test_infobatch_leaves_out_some_below_the_mean(method: type[InfoBatch], unknown: int) -> None:
+    for epoch in range(8):
+        known = losses(epoch, unknown)
+        found = chosen(method(0.3, epochs=8), known, epoch)
+        out, weight, below = reference.below_mean_dropped(known.tolist(), 0.3)
+        if epoch == 7:
+            assert found == dict.fromkeys(range(N), 1.0)
+        else:
+            assert len(found) == N - out
+            assert set(range(N)) - set(found) <= below
+            expected = {i: weight if i in below else 1.0 for i in found}
+            assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("method", [SeTa, SeTaByBatch])
+@pytest.mark.parametrize("unknown", [0, 20, N])
+@pytest.mark.parametrize(("ratio", "groups", "window"), [(0.1, 5, 0.9), (0.0, 5, 0.6), (0.3, 4, 0)])
+def test_seta_cycles_over_groups_from_easy_to_hard(
+    method: type[SeTa], unknown: int, ratio: float, groups: int, window: float
+) -> None:
+    strategy = method(ratio, groups, window or 0.01, epochs=16)
+    for epoch in range(14):
+        known = losses(epoch, unknown)
+        # What is kept is walked through in the order of the data.
+        kept = sorted(shuffled(3, epoch)[: round((1 - ratio) * N)])
+        kept += sorted(set(range(N)) - set(kept))
+        expected = reference.window_of_groups(
+            known.tolist(), kept, epoch, ratio, groups, window or 0.01
+        )
+        found = chosen(strategy, known, epoch)
+        assert set(found) == expected
+        assert len(set(found.values())) == 1
+    for epoch in (14, 15):
+        assert set(chosen(strategy, known, epoch)) == set(
+            shuffled(3, epoch)[: round((1 - ratio) * N)]
+        )
+
+
+def test_the_window_moves_from_the_easy_to_the_hard_and_round_again() -> None:
+    known = torch.arange(N) // 12 * 1.0
+    strategy = PerEpoch(scores.LastLoss(), draws.Window(0.0, 5, 0.6))
+    groups = [sorted({i // 12 for i in chosen(strategy, known, epoch)}) for epoch in range(4)]
+    assert groups == [[0, 1, 2], [1, 2, 3], [2, 3, 4], [0, 1, 2]]
+    assert len(chosen(strategy, torch.full((N,), torch.nan), 2)) == N  # nothing to go by
+
+
+@pytest.mark.parametrize("unknown", [0, 20, N])
+@pytest.mark.parametrize(("epoch", "fall"), [(0, 1), (24, 1), (25, 0.8), (50, 0.6), (130, 0.4)])
+def test_kakurenbo_hides_what_is_easy_and_sure(unknown: int, epoch: int, fall: float) -> None:
+    for share, confidence in ((0.3, 0.7), (0.9, 0.5), (0.0, 0.7)):
+        known = losses(epoch, unknown)
+        found = chosen(Kakurenbo(share, confidence, epochs=100), known, epoch)
+        hidden = reference.lowest_hidden(known.tolist(), share * fall, confidence)
+        assert set(found) == set(range(N)) - hidden
+        assert len(set(found.values())) == 1
+
+
+def test_random_sizes_know_nothing_and_have_the_budget_as_their_mean() -> None:
+    strategy = RandomSizes(epochs=20)
+    assert not strategy.needs_losses
+    planned = [strategy.size_at(N, BUDGET, epoch) for epoch in range(20)]
+    assert planned[0] == N
+    assert planned == sorted(planned, reverse=True)
+    assert sum(planned) == pytest.approx(20 * BUDGET, abs=10)
+    ratios = [b / a for a, b in pairwise(planned[:6])]
+    assert max(ratios) - min(ratios) < 0.03
+    seen = torch.zeros(N)
+    for epoch in range(4000):
+        seen[list(chosen(strategy, torch.zeros(N), epoch, BUDGET))] += 1
+    torch.testing.assert_close(seen / 4000, torch.full((N,), BUDGET / N), atol=0.03, rtol=0)
+
+
+def test_the_table_is_what_the_methods_are() -> None:
+    last, batch, equal = scores.LastLoss(), scores.BatchLoss(0.7), scores.Equal()
+    half = draws.BelowMeanDropped(0.5)
+    window = draws.Window(0.1, 5, 0.9)
+    assert {name: kind().parts() for name, kind in STRATEGIES.items()
+            if issubclass(kind, Combination)} == {
+        "gradient-norm": PerEpoch(scores.LastLayerNorm(), draws.Proportional(0.1, True)),
+        "loss-sampling": PerEpoch(last, draws.Proportional(0.5)),
+        "order-dp": PerEpoch(last, draws.LargestOfPool(0.6)),
+        "infobatch": PerEpoch(last, half, sizes.FullAtEnd(None)),
+        "infobatch-by-batch": PerEpoch(batch, half, sizes.FullAtEnd(None)),
+        "seta": PerEpoch(last, window, sizes.FullAtEnd(None, fraction=0.9)),
+        "seta-by-batch": PerEpoch(batch, window, sizes.FullAtEnd(None, fraction=0.9)),
+        "kakurenbo": PerEpoch(last, draws.LowestHidden(0.3, 0.7, None)),
+        "random-sizes": PerEpoch(equal, draws.Proportional(), sizes.Falling(None)),
+    }  # fmt: skip
+
+
+def test_every_method_is_in_the_table_of_the_docs() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "strategies.md").read_text()
+    rows = set(re.findall(r"^\| `(\w+)", page, re.MULTILINE))
+    methods = {kind for kind in STRATEGIES.values() if issubclass(kind, Combination)}
+    assert {kind.__name__ for kind in methods} <= rows
+    parts = {
+        name
+        for module in (scores, draws, sizes)
+        for name, kind in vars(module).items()
+        if isinstance(kind, type)
+        and issubclass(kind, (scores.Score, draws.Draw, sizes.Size))
+        and kind.__module__ == module.__name__
+        and not (name.startswith("_") or name in ("Score", "Draw", "Size"))
+    }
+    assert len(parts) == 14
+    assert [name for name in parts if f"`{name}" not in page] == []
+
+
+def test_a_method_says_what_its_parts_need() -> None:
+    assert all(kind().every == 1 for kind in STRATEGIES.values() if issubclass(kind, Combination)
+               and kind is not GradientNorm)  # fmt: skip
+    assert GradientNorm().needs_gradients
+    assert not GradientNorm().needs_losses
+    assert LossSampling().needs_losses
+    assert LossSampling().keeps is None
+    assert InfoBatch(score=scores.MovingAverage(0.2)).keeps == scores.MovingAverage(0.2)
+    assert SeTa().sizes_itself
+    assert not SeTa().needs_gradients
+    assert RandomSizes(epochs=4).size_varies
+    assert not OrderDP().size_varies
+
+
+# ---- scores, and the record that they come from
+
+
+def batches(epochs: int = 6, size: int = 7) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(4)
+    found = []
+    for _ in range(epochs):
+        for part in torch.randperm(N, generator=generator)[: N // 2].split(size):
+            part = torch.where(torch.rand(len(part), generator=generator) < 0.1, -1, part)
+            found.append((part, torch.rand(len(part), generator=generator)))
+    return found
+
+
+@pytest.mark.parametrize("read_each", [False, True])
+@pytest.mark.parametrize(
+    "score", [scores.MovingAverage(0.7), scores.BatchLoss(0.7), scores.LossChange()]
+)
+def test_scores_are_those_of_a_loop_over_the_samples(score: scores.Score, read_each: bool) -> None:
+    assert isinstance(score, Memory)
+    record = LossRecord(N, score)
+    history: list[list[float]] = [[] for _ in range(N)]
+    means: list[list[float]] = [[] for _ in range(N)]
+    for indices, noted in batches():
+        record.note(indices, noted)
+        pairs = [(i, x) for i, x in zip(indices.tolist(), noted.tolist(), strict=True) if i >= 0]
+        for i, loss in pairs:
+            history[i].append(loss)
+            means[i].append(sum(x for _, x in pairs) / len(pairs))
+        if read_each:
+            assert record.kept is not None
+    found = score.of(Candidates(N, losses=record.values, kept=record.kept))
+    for i in range(N):
+        news = means[i] if isinstance(score, scores.BatchLoss) else history[i]
+        expected = news[0] if news else float("nan")
+        if isinstance(score, scores.LossChange):
+            expected = abs(news[-1] - news[-2]) if len(news) > 1 else float("nan")
+        else:
+            for loss in news[1:]:
+                expected = 0.7 * expected + 0.3 * loss
+        assert float(found[i]) == pytest.approx(expected, rel=1e-5, nan_ok=True)
+        last = history[i][-1] if history[i] else float("nan")
+        assert float(record.values[i]) == pytest.approx(last, nan_ok=True)
+    assert found.isnan().any()
+    assert not found.isnan().all()
+
+
+def test_of_a_sample_that_comes_twice_in_a_batch_the_last_loss_counts() -> None:
+    record = LossRecord(2, scores.MovingAverage(0.5))
+    record.note(torch.tensor([0]), torch.tensor([1.0]))
+    record.note(torch.tensor([0, 0]), torch.tensor([9.0, 3.0]))
+    record.note(torch.tensor([-1, -1]), torch.tensor([5.0, 5.0]))
+    assert record.kept is not None
+    torch.testing.assert_close(record.kept, torch.tensor([2.0, torch.nan]), equal_nan=True)
+
+
+def test_the_state_holds_what_is_needed_and_nothing_else() -> None:
+    noted = batches()
+    for memory, names in ((None, {"values"}), (scores.MovingAverage(), {"values", "kept"})):
+        through, first = LossRecord(N, memory), LossRecord(N, memory)
+        for some in noted:
+            through.note(*some)
+        for some in noted[:9]:
+            first.note(*some)
+        state = first.state_dict()
+        assert set(state) == names
+        resumed = LossRecord(N, memory)
+        resumed.note(torch.arange(N), torch.ones(N))  # forgotten
+        resumed.load_state_dict(state)
+        for some in noted[9:]:
+            resumed.note(*some)
+        for name, expected in through.state_dict().items():
+            torch.testing.assert_close(resumed.state_dict()[name], expected, equal_nan=True)
+
+
+def test_a_state_without_what_is_kept_changes_nothing() -> None:
+    record = LossRecord(N, scores.MovingAverage())
+    record.note(torch.arange(N), torch.ones(N))
+    for kept, message in (
+        ({}, "got a dict without 'kept'"),
+        ({"kept": torch.ones(3)}, rf"`state` must hold the losses of {N} samples, got \(3,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            record.load_state_dict({"values": torch.zeros(N), **kept})
+    assert (record.values == 1).all()
+
+
+def test_training_keeps_what_the_score_asks_for() -> None:
+    strategy = PerEpoch(scores.BatchLoss(0.7), draws.LargestOfPool(0.6))
+    selector = Selector(DATA, strategy, budget=BUDGET)
+    sampler = AdaptiveSubsetSampler(selector)
+    criterion = WeightedLoss(nn.L1Loss(), selector)
+    kept = torch.full((N,), torch.nan)
+    for epoch in range(30):
+        selection = sampler.maybe_reselect(nn.Linear(1, 1), epoch)
+        assert selection is not None
+        order = torch.randperm(N, generator=seeded(0, epoch, Purpose.SELECTION))
+        expected = reference.largest_of_pool(kept.tolist(), order.tolist(), BUDGET, 0.6)
+        assert set(selection.indices.tolist()) == expected
+        for x, y in DataLoader(sampler.dataset, 5, sampler=sampler):
+            criterion(1.0 * x.requires_grad_(), y)  # a loss of i for sample i
+            at = x[:, 0].long()
+            mean = x.detach().mean()
+            kept[at] = torch.where(kept[at].isnan(), mean, 0.7 * kept[at] + 0.3 * mean)
+    assert selector.losses is not None
+    torch.testing.assert_close(selector.losses.kept, kept, equal_nan=True)
+
+
+# ---- draws
+
+
+@given(
+    values=st.lists(st.floats(0, 10).map(lambda x: round(x, 2)), min_size=1, max_size=30),
+    groups=st.integers(1, 6),
+)
+def test_groups_are_those_of_lloyd(values: list[float], groups: int) -> None:
+    ordered = torch.tensor(sorted(values), dtype=torch.float64)
+    edges = group_edges(ordered, groups)
+    assert edges[0] == 0
+    assert edges[-1] == len(values)
+    parts = [ordered[a:b] for a, b in pairwise(edges)]
+    assert 1 <= len(parts) <= groups
+    assert all(len(part) for part in parts)
+    means = torch.stack([part.mean() for part in parts])
+    for number, part in enumerate(parts):  # each belongs to the nearest mean: nothing to improve
+        distances = (part[:, None] - means).abs()
+        assert (distances[:, number] <= distances.min(1).values + 1e-9).all()
+
+
+def test_many_equal_scores_are_one_group() -> None:
+    known = torch.zeros(N)
+    known[7] = 5.0
+    strategy = PerEpoch(scores.LastLoss(), draws.Window(0.0, 5, 0.2))
+    assert [len(chosen(strategy, known, epoch)) for epoch in (0, 1)] in ([N - 1, 1], [N, N])
+    assert len(chosen(strategy, torch.ones(N), 3)) == N
+
+
+def test_a_pool_makes_the_largest_less_certain() -> None:
+    known = torch.arange(float(N))
+    for share, certain in ((1.0, 0), (0.6, 0), (BUDGET / N, BUDGET)):
+        found = [set(chosen(OrderDP(share), known, epoch, BUDGET)) for epoch in range(60)]
+        assert len(set.intersection(*found)) == certain
+
+
+def test_scores_that_do_not_fit_raise() -> None:
+    for strategy in (OrderDP(), InfoBatch(), SeTa(), Kakurenbo()):
+        with pytest.raises(ValueError, match="`losses` must be finite, got infinity"):
+            chosen(strategy, torch.full((N,), torch.inf), 0, BUDGET)
+
+
+# ---- sizes
+
+
+@given(n=st.integers(1, 5000), part=st.floats(0.01, 1), epochs=st.integers(1, 300))
+def test_falling_sizes_have_the_budget_as_their_mean(n: int, part: float, epochs: int) -> None:
+    budget, falling = max(1, round(part * n)), sizes.Falling(epochs)
+    if epochs * budget < n:
+        with pytest.raises(ValueError, match=rf"`epochs` must be at least {-(-n // budget)} for"):
+            falling.at(n, budget, 0)
+        return
+    planned = [falling.at(n, budget, epoch) for epoch in range(epochs)]
+    assert planned[0] == n
+    assert planned == sorted(planned, reverse=True)
+    assert planned[-1] >= 1
+    least = planned.count(1)  # these would be smaller
+    assert sum(planned) == pytest.approx(epochs * budget, abs=epochs / 2 + least + 1)
+    assert falling.at(n, budget, epochs + 5) == planned[-1]
+
+
+def test_the_end_is_full() -> None:
+    size = sizes.FullAtEnd(epochs=8, full=0.25)
+    assert [size.at(N, BUDGET, epoch) for epoch in (0, 5, 6, 7)] == [BUDGET, BUDGET, N, N]
+    assert [size.at(N, None, epoch) for epoch in (5, 6)] == [None, N]
+    assert sizes.FullAtEnd(epochs=8, fraction=0.5).at(N, BUDGET, 7) == N // 2
+    assert sizes.FullAtEnd().at(N, BUDGET, 999) == BUDGET
+
+
+def planned(strategy: Strategy, **arguments: Any) -> AdaptiveSubsetSampler:
+    selector = Selector(DATA, strategy, budget=BUDGET)
+    WeightedLoss(nn.MSELoss(), selector)
+    return AdaptiveSubsetSampler(selector, **arguments)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [RandomSizes(epochs=10), PerEpoch(size=sizes.FullAtEnd(10, 0.2)), OrderDP(), FreshRandom()],
+)
+@pytest.mark.parametrize("arguments", [{}, {"every": 3}, {"num_replicas": 1, "rank": 0}])
+def test_sizes_are_known_in_advance(strategy: Strategy, arguments: dict[str, int]) -> None:
+    sampler = planned(strategy, **arguments)
+    sizes_known = sampler.sizes(10)
+    assert len(sizes_known) == 10
+    for epoch in range(10):
+        sampler.set_epoch(epoch)
+        before = len(sampler)
+        sampler.maybe_reselect(nn.Linear(1, 1), epoch)
+        assert before == len(sampler) == len(list(sampler)) == sizes_known[epoch]
+        assert len(DataLoader(sampler.dataset, 7, sampler=sampler)) == -(-sizes_known[epoch] // 7)
+    assert (len(set(sizes_known)) > 1) == strategy.size_varies
+
+
+def test_sizes_are_those_of_a_rank() -> None:
+    shares = planned(RandomSizes(epochs=10), num_replicas=4, rank=1).sizes(10)
+    assert shares == [size // 4 for size in planned(RandomSizes(epochs=10)).sizes(10)]
+
+
+def test_a_resumed_run_goes_on_with_the_sizes() -> None:
+    def lengths(sampler: AdaptiveSubsetSampler, epochs: range) -> list[list[int]]:
+        found = []
+        for epoch in epochs:
+            sampler.maybe_reselect(nn.Linear(1, 1), epoch)
+            found.append(list(sampler))
+        return found
+
+    through = planned(RandomSizes(epochs=8))
+    expected = lengths(through, range(8))
+    first = planned(RandomSizes(epochs=8))
+    lengths(first, range(4))
+    resumed = planned(RandomSizes(epochs=8))
+    resumed.load_state_dict(first.state_dict())
+    assert len(resumed) == len(expected[3])
+    damaged = first.state_dict()
+    for name in ("indices", "weights"):
+        kept = damaged["selector"]["selection"][name]
+        damaged["selector"]["selection"][name] = kept[1:]
+    with pytest.raises(ValueError, match=rf"got {len(kept) - 1} where {len(kept)} were selected"):
+        planned(RandomSizes(epochs=8)).load_state_dict(damaged)
+    assert lengths(resumed, range(4, 8)) == expected[4:]
+    with pytest.raises(ValueError, match="same arguments"):
+        planned(RandomSizes(epochs=9)).load_state_dict(first.state_dict())
+
+
+def test_what_sizes_itself_has_no_sizes_in_advance() -> None:
+    selector = Selector(DATA, InfoBatch(epochs=4))
+    WeightedLoss(nn.MSELoss(), selector)
+    sampler = AdaptiveSubsetSampler(selector)
+    for _ in range(2):
+        with pytest.raises(TypeError, match=r"sizes of epochs must follow from a `fraction`.*Info"):
+            sampler.sizes(4)
+        sampler.maybe_reselect(nn.Linear(1, 1), 0)
+
+
+def test_a_warm_start_needs_one_size() -> None:
+    selector = Selector(DATA, RandomSizes(epochs=10), budget=BUDGET)
+    with pytest.raises(
+        ValueError, match=r"`warm_start` must be 0 where epochs differ in size .* one of 5 epochs"
+    ):
+        AdaptiveSubsetSampler(selector, epochs=10, warm_start=0.5)
+
+
+# ---- arguments
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (OrderDP, {"share": 0.0}, r"`share` must be in \(0, 1\], got 0.0"),
+        (draws.LargestOfPool, {"share": 1.1}, r"`share` must be in \(0, 1\], got 1.1"),
+        (LossSampling, {"uniform": 1.5}, r"`uniform` must be in \(0, 1\], got 1.5"),
+        (InfoBatchByBatch, {"ratio": 1.0}, r"`ratio` must be in \[0, 1\), got 1.0"),
+        (SeTa, {"ratio": -0.1}, r"`ratio` must be in \[0, 1\), got -0.1"),
+        (SeTa, {"ratio": 1.0}, r"`ratio` must be in \[0, 1\), got 1.0"),
+        (SeTa, {"groups": 0}, r"`groups` must be at least 1, got 0"),
+        (SeTa, {"window": 0.0}, r"`window` must be in \(0, 1\], got 0.0"),
+        (SeTa, {"epochs": 0}, r"`epochs` must be at least 1, got 0"),
+        (SeTa, {"full": 1.5}, r"`full` must be in \[0, 1\], got 1.5"),
+        (Kakurenbo, {"share": 1.0}, r"`share` must be in \[0, 1\), got 1.0"),
+        (Kakurenbo, {"confidence": 0.0}, r"`confidence` must be in \(0, 1\], got 0.0"),
+        (Kakurenbo, {"epochs": 0}, r"`epochs` must be at least 1, got 0"),
+        (RandomSizes, {"epochs": 0}, r"`epochs` must be at least 1, got 0"),
+        (sizes.FullAtEnd, {"fraction": 0.0}, r"`fraction` must be in \(0, 1\], got 0.0"),
+        (scores.MovingAverage, {"factor": 1.0}, r"`factor` must be in \[0, 1\), got 1.0"),
+        (scores.BatchLoss, {"factor": -0.5}, r"`factor` must be in \[0, 1\), got -0.5"),
+        (
+            PerEpoch,
+            {"draw": draws.Window(), "size": sizes.Falling(9)},
+            r"`size` must leave the size to a draw that sizes itself, got Falling\(epochs=9\) for",
+        ),
+    ],
+)
+def test_arguments_are_checked(kind: type, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (OrderDP, {"share": "0.6"}, "`share` must be a number, got '0.6'"),
+        (SeTa, {"groups": 5.0}, "`groups` must be a whole number, got 5.0"),
+        (LossSampling, {"unbiased": 1}, "`unbiased` must be True or False, got 1"),
+        (scores.MovingAverage, {"factor": None}, "`factor` must be a number, got None"),
+        (draws.LargestOfPool, {"share": True}, "`share` must be a number, got True"),
+        (sizes.Falling, {"epochs": 9.5}, "`epochs` must be a whole number, got 9.5"),
+        (InfoBatch, {"score": "last"}, "`score` must be one of .* got 'last'"),
+    ],
+)
+def test_arguments_are_of_their_kind(
+    kind: type, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        kind(**arguments)
+
+
+@pytest.mark.parametrize("name", ["score", "draw", "size"])
+def test_a_part_is_an_instance_of_its_kind(name: str) -> None:
+    for wrong in (scores.LastLoss if name == "score" else scores.LastLoss(), draws.Proportional):
+        with pytest.raises(TypeError, match=rf"`{name}` must be one of .*{name}s, .* an instance"):
+            PerEpoch(**{name: wrong})  # type: ignore[arg-type]
+
+
+def test_falling_sizes_need_the_number_of_epochs() -> None:
+    with pytest.raises(ValueError, match=r"`epochs` must be the number of epochs .* got None"):
+        Selector(DATA, "random-sizes", budget=BUDGET)
+    with pytest.raises(ValueError, match=r"`epochs` must be at least 5 for a mean of 12 of 60"):
+        Selector(DATA, RandomSizes(epochs=4), budget=BUDGET)
+
+
+def test_named_methods_can_be_changed_like_data() -> None:
+    assert replace(OrderDP(), share=0.5) == OrderDP(0.5)
+    assert repr(OrderDP(0.5)) == "OrderDP(share=0.5)"
+    with pytest.raises(ValueError, match="`share`"):
+        replace(OrderDP(), share=2.0)
+
+
+def test_what_is_kept_follows_the_part_of_the_pool_that_is_looked_at() -> None:
+    seen: list[Candidates] = []
+
+    class Watching(Random):
+        needs_gradients, needs_losses, keeps = True, True, scores.MovingAverage()
+
+        def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
+            seen.append(candidates)
+            return super().select(candidates, budget, seed=seed, epoch=epoch)
+
+    labelled = TensorDataset(DATA.tensors[0], torch.arange(N) % 3)
+    selector = Selector(labelled, Watching(), budget=BUDGET, pool_fraction=0.5)
+    WeightedLoss(nn.CrossEntropyLoss(), selector)
+    assert selector.losses is not None
+    selector.losses.note(torch.arange(N), torch.arange(float(N)))
+    selector.select(nn.Linear(1, 3), 0)
+    (found,) = seen
+    assert found.losses is not None
+    assert found.kept is not None
+    assert len(found.kept) == N // 2
+    assert torch.equal(found.kept, found.losses)
+    members = found.by_class()[1]
+    assert torch.equal(found.of_class(members).kept, found.losses[members])  # type: ignore[arg-type]
