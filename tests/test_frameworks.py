@@ -43,6 +43,7 @@ TORCHDATA, IGNITE = "torchdata's StatefulDataLoader", "ignite"
 
 LOST = "`target` must carry the weights of its samples"
 NOT_DUE = "is due for a selection and has none"
+OTHER_EPOCH = "`epoch` must be that of the last maybe_reselect"
 # A warning, the others are errors.
 UNWEIGHTED = "a loss that is not weighted was given targets whose samples have weights"
 
@@ -139,7 +140,7 @@ LOOPS = [
     Loop(LIGHTNING, "`sampler.attach(loader)`", changes=ATTACHED),
     Loop(LIGHTNING, "reselecting in `on_train_epoch_start`, no workers", changes=IN_EPOCH_START),
     Loop(LIGHTNING, "the same, 2 workers", NOT_DUE, changes=IN_EPOCH_START, given={"workers": 2}),
-    Loop(LIGHTNING, "without `reload_dataloaders_every_n_epochs`", NOT_DUE,
+    Loop(LIGHTNING, "without `reload_dataloaders_every_n_epochs`", OTHER_EPOCH,
          changes={"    reload_dataloaders_every_n_epochs=1,\n": ""}),
     Loop(LIGHTNING, "a loader over `train_set`", LOST, changes={"sampler.dataset": "train_set"}),
     Loop(LIGHTNING, "2 processes, the sampler shards", changes=SHARES, ranks=2),
@@ -175,6 +176,8 @@ LOOPS = [
     Loop(ACCELERATE, "a loss that is not wrapped", UNWEIGHTED, changes=PLAIN_LOSS),
     Loop(ACCELERATE, "without `maybe_reselect`", NOT_DUE,
          changes={"    sampler.maybe_reselect(model, epoch)\n": ""}),
+    Loop(ACCELERATE, "`loader.set_epoch(0)`, as after a restart", OTHER_EPOCH,
+         changes={"loader.set_epoch(epoch)": "loader.set_epoch(0)"}),
     Loop(TORCHDATA, "killed after the second step", killed_after=2),
     Loop(TORCHDATA, "killed between two selections", killed_after=7),
     Loop(TORCHDATA, "killed in the epoch of a selection, 2 workers", given={"workers": 2},
