@@ -127,8 +127,7 @@ class Selector:
             size_varies=size_varies,
         )
         source = source or GradientSource(dataset if pool is None else pool, **reading)
-        fraction = number("pool_fraction", pool_fraction)
-        k = self.sizing.budget
+        fraction, k = number("pool_fraction", pool_fraction), self.sizing.budget
         self.pool = CandidatePool(n, source, strategy, k, fraction=fraction, validation=validation)
         self.weights = weights
         self.seed = natural("seed", seed)
@@ -200,6 +199,7 @@ class Selector:
         self.selection = on_first_rank(lambda: self._select(model, epoch))
         return self.selection
 
+    @torch.inference_mode(False)  # what is kept outlives the caller's mode
     def _select(self, model: nn.Module, epoch: int) -> Selection:
         start = time.perf_counter()
         indices, candidates = self._candidates(model, epoch)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from adaptive_subset import (
+    GLISTER,
     Candidates,
     Choice,
     FreshRandom,
@@ -454,3 +455,13 @@ def test_a_problem_that_cannot_fit_is_refused_early_in_the_pass(
     with pytest.raises(ValueError, match=r"`scope` must not be \"global\".*min\(n·k, 2d² \+ k·d\)"):
         make_global().select(models.mlp(), 0)
     assert sum(seen) < everything / 4
+
+
+@pytest.mark.parametrize("strategy", [GradMatch(), GLISTER(refreshes=2)])
+def test_a_selection_in_inference_mode_is_the_usual_one(strategy: Strategy) -> None:
+    net = models.mlp()
+    with torch.inference_mode():
+        selection = make(strategy=strategy).select(net, 0)
+    assert not selection.weights.is_inference()
+    expected = make(strategy=strategy).select(net, 0)
+    assert torch.equal(selection.indices, expected.indices)
