@@ -66,8 +66,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         task: Task, method: Method, fraction: float, rate: float, seed: int, *_: object
     ) -> dict[str, object]:
         validation, test = (0.9 - 0.01 * abs(math.log(rate / best)) for best in (0.2, 0.05))
-        seconds = ("seconds", "selection_seconds", "processor_seconds")
-        seconds += ("selection_processor_seconds",)
+        kinds = ("", "selection_", "processor_", "selection_processor_")
+        seconds = [f"{kind}seconds" for kind in kinds]
         return {
             "steps": 40,
             "samples": 640,

@@ -70,7 +70,7 @@ class Difference:
         """Of a paired t-test, two-sided."""
         if len(self.each) < 2 or stdev(self.each) == 0:
             return None
-        from scipy import stats  # type: ignore[import-untyped]
+        from scipy import stats
 
         return float(stats.ttest_1samp(self.each, 0).pvalue)
 
