@@ -57,7 +57,8 @@ class LossRecord:
         """Remember the `losses` (m,) of the samples at `indices` (m,) int64.
 
         What has no index (−1), such as a mixture of several samples, is no sample's own loss and
-        is left out. Of a sample that occurs more than once the last loss counts.
+        is left out. Of a sample that occurs more than once in a batch, as with a row for each of
+        its parts, the mean counts.
         """
         self._waiting.append((indices, losses.detach()))
         if len(self._waiting) == _MOST:
@@ -79,12 +80,11 @@ class LossRecord:
         for at, noted in self._waiting:
             indices, losses = at.cpu(), noted.float().cpu()
             known = indices >= 0
-            indices, losses = indices[known], losses[known]
-            # By NumPy: torch does not say which of repeated indices wins.
+            indices, losses = _once_each(indices[known], losses[known])
             if self._memory is not None and self._kept is not None and len(indices):
                 kept = self._memory.update(self._kept[indices], self._values[indices], losses)
-                self._kept.numpy()[indices.numpy()] = kept.numpy()
-            self._values.numpy()[indices.numpy()] = losses.numpy()
+                self._kept[indices] = kept
+            self._values[indices] = losses
         self._waiting.clear()
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,3 +110,12 @@ class LossRecord:
         loaded = {name: state[name].detach().to("cpu", torch.float32, copy=True) for name in names}
         self._waiting.clear()
         self._values, self._kept = loaded["values"], loaded.get("kept")
+
+
+def _once_each(indices: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct indices, with the mean loss of each."""
+    unique, place = torch.unique(indices, return_inverse=True)
+    if len(unique) == len(indices):
+        return indices, losses
+    sums = torch.zeros(len(unique)).index_add_(0, place, losses)
+    return unique, sums / torch.bincount(place)

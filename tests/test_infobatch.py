@@ -117,6 +117,14 @@ def test_samples_without_an_index_are_not_noted() -> None:
     assert len(record) == len(record.values) == N
 
 
+def test_a_sample_with_several_rows_is_noted_with_their_mean() -> None:
+    record = LossRecord(3)
+    record.note(torch.tensor([1, 0, 1, -1, 1]), torch.tensor([3.0, 7.0, 4.0, 9.0, 5.0]))
+    assert record.values[:2].tolist() == [7.0, 4.0]
+    record.note(torch.tensor([1]), torch.tensor([2.0]))
+    assert record.values[:2].tolist() == [7.0, 2.0]
+
+
 def test_several_processes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`num_replicas` must be 1 for InfoBatch.*got 2"):
         AdaptiveSubsetSampler(Selector(DATA, InfoBatch()), num_replicas=2, rank=0)
