@@ -252,13 +252,13 @@ def test_scores_are_those_of_a_loop_over_the_samples(score: scores.Score, read_e
     assert not found.isnan().all()
 
 
-def test_of_a_sample_that_comes_twice_in_a_batch_the_last_loss_counts() -> None:
+def test_of_a_sample_that_comes_twice_in_a_batch_the_mean_loss_counts_once() -> None:
     record = LossRecord(2, scores.MovingAverage(0.5))
     record.note(torch.tensor([0]), torch.tensor([1.0]))
     record.note(torch.tensor([0, 0]), torch.tensor([9.0, 3.0]))
     record.note(torch.tensor([-1, -1]), torch.tensor([5.0, 5.0]))
     assert record.kept is not None
-    torch.testing.assert_close(record.kept, torch.tensor([2.0, torch.nan]), equal_nan=True)
+    torch.testing.assert_close(record.kept, torch.tensor([3.5, torch.nan]), equal_nan=True)
 
 
 def test_the_state_holds_what_is_needed_and_nothing_else() -> None:

@@ -331,7 +331,7 @@ def test_shares_add_up_fit_and_are_proportional(sizes: list[int], share: float) 
     ("arguments", "message"),
     [
         ({"lam": -1}, r"`lam` must be at least 0, got -1"),
-        ({"lam": float("nan")}, r"`lam` must be at least 0"),
+        ({"lam": float("nan")}, r"`lam` must be finite, got nan"),
         ({"lam_is": "big"}, r"`lam_is` must be \"relative\" or \"absolute\", got 'big'"),
         ({"epsilon": 1.0}, r"`epsilon` must be in \[0, 1\), got 1.0"),
         ({"scope": "class"}, r"`scope` must be .* got 'class'"),
