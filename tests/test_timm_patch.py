@@ -270,13 +270,18 @@ def test_the_selection_runs_under_the_autocast_of_training(flags, monkeypatch):
 
     class Watching(timm_weights.AsTrained):
         def forward(self, images):
+            def watch(*_):
+                enabled = torch.is_autocast_enabled("cpu")
+                seen.append((images.dtype, enabled, torch.get_autocast_dtype("cpu")))
+
+            hook = self.model.register_forward_pre_hook(watch)
             output = super().forward(images)
-            seen.append((images.dtype, output.dtype, images.device.type))
+            hook.remove()
             return output
 
     monkeypatch.setattr(timm_weights, "AsTrained", Watching)
     observed_run(OWN, [*flags, *SUBSET, "--amp", "--amp-dtype", "bfloat16"])
-    assert set(seen) == {(torch.float32, torch.bfloat16, "cpu")}
+    assert set(seen) == {(torch.float32, True, torch.bfloat16)}
 
 
 REFUSALS = {

@@ -1,10 +1,10 @@
-"""The methods, one line each; those that the library does not have yet are defined here."""
+"""The methods, one line each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,12 @@ from adaptive_subset import (
     GradMatch,
     GradMatchPB,
     InfoBatch,
+    InfoBatchByBatch,
+    Kakurenbo,
     LossSampling,
+    OrderDP,
+    SeTa,
+    SeTaByBatch,
     Strategy,
 )
 
@@ -40,7 +45,7 @@ class Method:
     Args:
         strategy: its strategy for a plan; None trains on all data, for as many steps.
         selections: how many there are in a run; None for one in each epoch.
-        pool_fraction, warm_start: see `Selector` and `AdaptiveSubsetSampler`.
+        pool_fraction, warm_start, weights: see `Selector` and `AdaptiveSubsetSampler`.
         reference: match the gradient of the task's clean reference set, where it has one.
     """
 
@@ -48,6 +53,7 @@ class Method:
     selections: int | None = None
     pool_fraction: float = 1.0
     warm_start: float = 0.0
+    weights: Literal["mean-one", "matched"] = "mean-one"
     reference: bool = False
 
     def every(self, plan: Plan) -> int:
@@ -59,37 +65,16 @@ class Method:
             return {}
         names = ("pool_fraction", "warm_start", "reference")
         fixed = {name: getattr(self, name) for name in names}
+        if self.weights != "mean-one":  # earlier runs do not name what was the only way
+            fixed["weights"] = self.weights
         return {"strategy": repr(self.strategy(plan)), "every": self.every(plan), **fixed}
 
 
 @dataclass(frozen=True)
-class OrderDP(Strategy):
-    """Of a fresh uniform pool the samples with the largest last losses, with equal weights.
-
-    OrderDP (ICLR 2026). Samples that were not trained on yet count as the largest.
-
-    Args:
-        share: k / s, of the pool that is trained on.
-    """
-
-    share: float = 0.6
-    needs_losses = True
-
-    def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
-        """See `Strategy.select`."""
-        assert candidates.losses is not None
-        size = min(candidates.n, round(budget / self.share))
-        pool = _shuffled(candidates.n, seed, epoch)[:size]
-        losses = candidates.losses[pool].nan_to_num(torch.inf)
-        positions = pool[losses.topk(budget).indices]
-        return Choice(positions, torch.full((budget,), candidates.n / budget))
-
-
-@dataclass(frozen=True)
 class RandomSizes(Strategy):
-    """Uniform random subsets of γᵗ·n samples, with γ such that they are `fraction`·n on average.
+    """As the library's: γᵗ·n samples, `fraction`·n on average, but never less than two batches.
 
-    What "progressive data dropout" (NeurIPS 2025) must beat.
+    Whole batches only are trained on here, so that all methods make steps of one size.
     """
 
     fraction: float
@@ -118,9 +103,9 @@ def _shuffled(n: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(int(state)))
 
 
-def _infobatch(plan: Plan) -> Strategy:
-    # It leaves out about a third, so this many epochs make as many steps.
-    return InfoBatch(epochs=max(1, round(plan.fraction * plan.epochs / 0.7)))
+def _unsized_epochs(plan: Plan, kept: float) -> int:
+    """Epochs of a strategy that takes no budget but keeps about such a share, in as many steps."""
+    return max(1, round(plan.fraction * plan.epochs / kept))
 
 
 METHODS = {
@@ -129,7 +114,11 @@ METHODS = {
     "order-dp": Method(lambda plan: OrderDP()),
     "loss-sampling": Method(lambda plan: LossSampling()),
     "gradmatch": Method(lambda plan: GradMatch(), selections=20, pool_fraction=0.25),
-    "infobatch": Method(_infobatch),
+    "infobatch": Method(lambda plan: InfoBatch(epochs=_unsized_epochs(plan, 0.7))),
+    "infobatch-by-batch": Method(lambda plan: InfoBatchByBatch(epochs=_unsized_epochs(plan, 0.7))),
+    "seta": Method(lambda plan: SeTa(epochs=_unsized_epochs(plan, 0.72))),
+    "seta-by-batch": Method(lambda plan: SeTaByBatch(epochs=_unsized_epochs(plan, 0.72))),
+    "kakurenbo": Method(lambda plan: Kakurenbo(epochs=_unsized_epochs(plan, 0.8))),
     "random-sizes": Method(lambda plan: RandomSizes(plan.fraction, plan.epochs)),
     "order-dp-half": Method(lambda plan: OrderDP(0.5)),
     "gradmatch-paper": Method(lambda plan: GradMatch(), selections=5),
@@ -138,6 +127,7 @@ METHODS = {
     "gradient-norm": Method(lambda plan: GradientNorm(), selections=20, pool_fraction=0.25),
     "gradmatch-pb": Method(lambda plan: GradMatchPB(batch_size=plan.batch_size), selections=5),
 }
+METHODS["gradmatch-matched"] = replace(METHODS["gradmatch"], weights="matched")
 METHODS["gradmatch-reference"] = replace(METHODS["gradmatch"], reference=True)
 METHODS |= {
     f"{name}-warm": replace(METHODS[name], warm_start=0.5)

@@ -63,6 +63,7 @@ class Epochs:
             budget=None if strategy.sizes_itself else self.budget,
             pool_fraction=method.pool_fraction if strategy.needs_gradients else 1.0,
             validation=data.reference if method.reference else None,
+            weights=method.weights,
             seed=seed,
         )
         self.sampler = AdaptiveSubsetSampler(
