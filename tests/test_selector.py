@@ -465,3 +465,9 @@ def test_a_selection_in_inference_mode_is_the_usual_one(strategy: Strategy) -> N
     assert not selection.weights.is_inference()
     expected = make(strategy=strategy).select(net, 0)
     assert torch.equal(selection.indices, expected.indices)
+
+
+@pytest.mark.parametrize("criterion", [nn.CosineEmbeddingLoss(), lambda output: output.sum()])
+def test_a_loss_of_other_arguments_cannot_be_matched(criterion: Any) -> None:
+    with pytest.raises(TypeError, match=r"`criterion` must take outputs and targets.*, got \S+\("):
+        make(criterion=criterion).select(models.mlp(), 0)

@@ -18,6 +18,7 @@ from adaptive_subset.gradients.factored import FactoredGradients
 from adaptive_subset.gradients.head import Head, find_heads
 from adaptive_subset.gradients.head_checks import check_rows, weight_of
 from adaptive_subset.gradients.head_recorder import HeadRecorder
+from adaptive_subset.gradients.loss_batch import check_takes_two
 from adaptive_subset.gradients.model_state import evaluating, readable
 from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
 from adaptive_subset.gradients.storage import Rows
@@ -70,11 +71,12 @@ def last_layer_gradients(
         the model has one and returns its output as it is, else None.
 
     Raises:
-        TypeError: a model, output or target of the wrong kind.
+        TypeError: a model, output or target of the wrong kind, a loss of other arguments.
         ValueError: no or several heads found, a head that is no linear map or sees other rows than
             the targets, a loss that couples samples, more or fewer samples than `size`.
     """
     model = readable(model)
+    check_takes_two(criterion)
     place = next(model.parameters())
     dtype = storage_dtype or torch.promote_types(place.dtype, torch.float32)
     blocks: list[tuple[Rows, Rows]] = []

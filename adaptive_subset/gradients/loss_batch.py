@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -81,3 +82,20 @@ def widened(value: Any) -> Any:
     """`value`, in float32 if it is a tensor in half precision."""
     half = isinstance(value, Tensor) and value.is_floating_point() and value.dtype.itemsize < 4
     return value.float() if half else value
+
+
+def check_takes_two(criterion: Criterion) -> None:
+    """Raise a TypeError where a loss cannot be called as ``criterion(output, target)``."""
+    try:
+        signature = inspect.signature(getattr(criterion, "forward", criterion))
+    except (ValueError, TypeError):  # some builtins have no signature
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        name = getattr(criterion, "__name__", type(criterion).__name__)
+        raise TypeError(
+            "`criterion` must take outputs and targets for its gradients to be matched, got "
+            f"{name}{signature}. Training may use it as it is; give the selector one of two "
+            "arguments: Selector(..., criterion=...)."
+        ) from error
