@@ -182,7 +182,6 @@ class AdaptiveSubsetSampler(Sampler[int]):
         self._sharding.check(self.selector.strategy, None)
         return {
             "epoch": epoch,
-            "due": self._schedule.is_due(epoch, self.selection),
             "selection": None if self.selection is None else self.selection.fingerprint(),
             "num_replicas": self.num_replicas,
             "rank": self.rank,
