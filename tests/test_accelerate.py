@@ -20,6 +20,7 @@ from tests import models
 accelerate = pytest.importorskip("accelerate")
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),  # torchdata's
     pytest.mark.filterwarnings("ignore:selections have taken"),  # of problems as small as these
 ]

@@ -176,6 +176,7 @@ def test_the_table_counts_seeds_and_runs(quick: None, tmp_path: Path) -> None:
     assert "±" in rows["| `full-short`"][3]
 
 
+@pytest.mark.slow
 def test_the_page_is_written(quick: None, tmp_path: Path) -> None:
     made = race(tmp_path / "arena.jsonl")
     go(made)

@@ -24,6 +24,7 @@ from tests import models
 loaders = pytest.importorskip("torchdata.stateful_dataloader")
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),  # torchdata's
     pytest.mark.filterwarnings("ignore:selections have taken"),  # of problems as small as these
 ]

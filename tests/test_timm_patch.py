@@ -176,6 +176,7 @@ def test_without_flags_the_run_is_that_of_the_script(script, flags, tmp_path):
     assert (tmp_path / "run" / "summary.csv").read_bytes() == expected
 
 
+@pytest.mark.slow
 @scripts
 def test_a_resumed_run_goes_on_with_the_same_subset(script, flags, tmp_path):
     flags = [*flags, *SUBSET]  # chosen before the epochs 0 and 2
@@ -389,6 +390,7 @@ def test_a_missing_file():
         timm_patch.load("nowhere/train.py")
 
 
+@pytest.mark.slow
 def test_resuming_without_a_saved_selection_is_told(flags, tmp_path):
     observed_run(OWN, flags, patched=False)
     checkpoint = str(tmp_path / "run" / "checkpoint-1.pth.tar")
