@@ -38,8 +38,7 @@ against the short schedule, interpolated between its budgets, that takes as long
 with all its selections. Times are processor seconds of one thread, of the fastest run, on a machine
 that was busy with other work too: what differs by a few per cent is not told apart.
 
-Earlier tables, of all strategies at one learning rate, are in the history of this file:
-`git show 44ead05:docs/comparison.md`.
+[Earlier tables](comparison.md) have all strategies at one learning rate.
 
 ```sh
 python -m benchmarks.arena --data DIR                                # runs what is missing
