@@ -36,6 +36,8 @@ def accuracy_by_cost(found: list[Entry], title: str, path: Path) -> None:
     best = max(entry.mean for entry in found)
     floor = sorted(entry.mean for entry in found)[len(found) // 5]
     axes.set_ylim(floor - 0.5 * (best - floor) - 0.1, best + 0.2 * (best - floor) + 0.1)
+    for label_by in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        label_by("{x:g}")  # seconds, not powers of ten
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", ncols=2)
     figure.savefig(path, dpi=120)

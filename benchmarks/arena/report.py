@@ -38,6 +38,8 @@ against the short schedule, interpolated between its budgets, that takes as long
 with all its selections. Times are processor seconds of one thread, of the fastest run, on a machine
 that was busy with other work too: what differs by a few per cent is not told apart.
 
+[Earlier tables](comparison.md) have all strategies at one learning rate.
+
 ```sh
 python -m benchmarks.arena --data DIR                                # runs what is missing
 python -m benchmarks.arena --report benchmarks/results/arena.jsonl   # writes this page
@@ -104,14 +106,18 @@ def table(some: list[Entry], found: list[Entry]) -> str:
 
 
 def rates(found: list[Entry]) -> str:
-    """Validation accuracy of the first seed at every learning rate tried."""
+    """Validation accuracy of the first seed at each rate; bold is the best of all seeds."""
     tried = sorted({rate for entry in found for rate in entry.rates})
     rows: list[Sequence[str]] = []
     for entry in found:
         cells = [f"{100 * entry.rates[r]:.2f}" if r in entry.rates else "" for r in tried]
         cells = [f"**{c}**" if r == entry.rate else c for r, c in zip(tried, cells, strict=True)]
         rows.append((f"`{entry.method}`", f"{100 * entry.fraction:g} %", *cells))
-    heads = ("validation accuracy, first seed", "budget", *(f"{rate:g}" for rate in tried))
+    heads = (
+        "validation accuracy, first seed (bold: best over all seeds)",
+        "budget",
+        *(f"{rate:g}" for rate in tried),
+    )
     return markdown(heads, rows)
 
 
@@ -130,7 +136,7 @@ def verdict(found: list[Entry]) -> str:
         if any(outcomes.values()):
             parts = (f"{text}: {', '.join(names) or 'none'}" for text, names in outcomes.items())
             lines.append(f"- At {100 * fraction:g} %: {'; '.join(parts)}.")
-        lines += dropped(some)
+        lines += single(some)
     if (cheapest := lossless(found)) is not None:
         lines.append(
             f"- The cheapest within 0.1 points of all data in full: `{cheapest.method}` at "
@@ -139,23 +145,16 @@ def verdict(found: list[Entry]) -> str:
     return "\n".join(lines)
 
 
-def dropped(some: list[Entry]) -> list[str]:
-    """Who was left out after the first round, and who has not had more seeds yet."""
+def single(some: list[Entry]) -> list[str]:
+    """Who has one seed only, beside the least validation accuracy that went on to more seeds."""
     others = [entry for entry in some if entry.method not in BASELINES]
     went_on = [entry.validation for entry in others if len(entry.accuracy) > 1]
-    single = [entry for entry in others if len(entry.accuracy) == 1]
-    out = [entry for entry in single if went_on and entry.validation <= min(went_on)]
-    waiting = [f"`{entry.method}`" for entry in single if entry not in out]
-    lines = []
-    if out:
-        names = ", ".join(f"`{entry.method}` ({entry.validation:.2f})" for entry in out)
-        lines.append(
-            "- Dropped after one seed, their validation accuracy not above that of the last method "
-            f"that went on ({min(went_on):.2f}): {names}."
-        )
-    if waiting:
-        lines.append(f"- One seed so far: {', '.join(waiting)}.")
-    return lines
+    alone = [f"`{e.method}` ({e.validation:.2f})" for e in others if len(e.accuracy) == 1]
+    if not alone:
+        return []
+    last = f", those that went on at least {min(went_on):.2f}" if went_on else ""
+    names = ", ".join(alone)
+    return [f"- With one seed, dropped or waiting for more (validation accuracy{last}): {names}."]
 
 
 def outcome(short: Difference | None, fresh: Difference | None) -> str:
