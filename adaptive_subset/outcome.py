@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,16 +24,15 @@ def as_selection(
         matched: whether the loss keeps the length of the match, see `Selection.unit`.
         rest: the epoch and the seconds that it took.
     """
-    error = candidates.relative_error(choice)
-    of_mean_one = choice.weights * (candidates.n / choice.weights.sum())
-    trained = replace(choice, weights=of_mean_one)
+    to_mean_one = candidates.n / float(choice.weights.sum())
+    error, trained = candidates.relative_errors(choice, 1.0, 1.0 if matched else to_mean_one)
     return Selection(
         indices=indices[choice.positions.cpu()],
         weights=choice.weights.detach().to("cpu", torch.float32) * (n / candidates.n),
         batch_size=choice.batch_size,
         objective=None if choice.objective is None else float(choice.objective),
         relative_error=error,
-        trained_error=error if matched else candidates.relative_error(trained),
+        trained_error=trained,
         filled=int(choice.filled),
         unit=n / len(choice.weights) if matched else None,
         **rest,

@@ -99,13 +99,17 @@ class Candidates:
 
     def relative_error(self, choice: Choice) -> float | None:
         """``‖Σ wᵢgᵢ − b‖ / ‖b‖`` over the whole last layer; None without gradients, or b = 0."""
+        return self.relative_errors(choice, 1.0)[0]
+
+    def relative_errors(self, choice: Choice, *factors: float) -> list[float | None]:
+        """`relative_error` of the weights times each of the `factors`."""
         if self.gradients is None:
-            return None
+            return [None] * len(factors)
         with full_precision(self.device):
             target, place = self.target, self.device
             matched = self.gradients.sum(choice.weights.to(place), choice.positions.to(place))
-            norm = target.norm()
-            return float((matched - target).norm() / norm) if norm > 0 else None
+            norm = float(target.norm())
+            return [float((f * matched - target).norm()) / norm if norm else None for f in factors]
 
     def own_rows(self) -> Candidates:
         """Each gradient reduced to the row of its class, see `Gradients.own_rows`."""
