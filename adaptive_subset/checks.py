@@ -89,8 +89,8 @@ def loss(criterion: T) -> T:
     """
     if isinstance(criterion, type) or not callable(criterion):
         raise TypeError(
-            "`criterion` must be a loss to call with outputs and targets, got "
-            f"{shown(criterion)}. Pass an instance such as nn.CrossEntropyLoss()."
+            "`criterion` must be a loss such as nn.CrossEntropyLoss(), a module or a function, got "
+            f"{criterion!r}."
         )
     return criterion
 

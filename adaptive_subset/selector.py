@@ -239,8 +239,6 @@ class Selector:
             )
         if not self.strategy.needs_gradients:
             return torch.arange(len(self)), Candidates(len(self), losses=losses, kept=kept)
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"`model` must be a nn.Module, got {shown(model)}.")
         if self.criterion is None:
             raise RuntimeError(
                 "`criterion` must be known to compute gradients, got none. Pass criterion= to the "

@@ -48,15 +48,7 @@ class TaggedDataset(Dataset[Any]):
         plain = [int(i) if isinstance(i, TaggedIndex) else i for i in indices]
         if callable(fetch := getattr(self.dataset, "__getitems__", None)):
             items = fetch(plain)
-            if (
-                not isinstance(items, (list, tuple))
-                or len(items) != len(indices)
-                or (
-                    isinstance(
-                        items[0], (Tensor, np.ndarray)
-                    )  # no item has a target: two are a batch
-                )
-            ):
+            if not _are_items(items, len(indices)):
                 return self._tagged_batch(items, indices)
         else:
             items = [self.dataset[i] for i in plain]
@@ -96,6 +88,13 @@ class TaggedDataset(Dataset[Any]):
         weights = torch.tensor([index.weight for index in tagged])
         places = torch.tensor([int(index) % len(self) for index in tagged])
         return replaced(batch, key, WeightedTarget(targets, weights, places))
+
+
+def _are_items(fetched: Any, n: int) -> bool:
+    """Whether `__getitems__` returned n items; otherwise it has collated them by itself."""
+    if not isinstance(fetched, (list, tuple)) or len(fetched) != n:
+        return False
+    return not isinstance(fetched[0], (Tensor, np.ndarray))  # an item without a target is none
 
 
 def _target(value: Any, key: Any, weight: float, place: int) -> WeightedTarget:

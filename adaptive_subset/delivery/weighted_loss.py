@@ -11,6 +11,7 @@ from torch._compile import _disable_dynamo
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from adaptive_subset.checks import loss as checked_loss
 from adaptive_subset.delivery.rows import Tags
 from adaptive_subset.delivery.tags import WeightedTarget
 from adaptive_subset.gradients.loss_batch import Criterion, LossBatch
@@ -219,11 +220,8 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_s
 
 
 def _check_arguments(criterion: Any, selector: Any) -> None:
-    if isinstance(criterion, (type, WeightedLoss)) or not callable(criterion):
-        raise TypeError(
-            "`criterion` must be a loss such as nn.CrossEntropyLoss(), a module or a function, got "
-            f"{criterion!r}."
-        )
+    if isinstance(checked_loss(criterion), WeightedLoss):
+        raise TypeError(f"`criterion` must be a loss that is not weighted yet, got {criterion!r}.")
     if isinstance(criterion, nn.CTCLoss) or getattr(criterion, "func", criterion) is F.ctc_loss:
         raise TypeError(
             "`criterion` must take outputs whose rows are samples, got CTC, whose second dimension "

@@ -14,22 +14,18 @@ from torch.nn import functional as F
 from adaptive_subset.gradients.loss_batch import Criterion
 
 #: Those that compare number with number; their mean divides by how many.
-_ELEMENTWISE: dict[Any, Any] = {
-    nn.MSELoss: F.mse_loss,
-    nn.L1Loss: F.l1_loss,
-    nn.SmoothL1Loss: F.smooth_l1_loss,
-    nn.HuberLoss: F.huber_loss,
-    nn.BCELoss: F.binary_cross_entropy,
-    nn.BCEWithLogitsLoss: F.binary_cross_entropy_with_logits,
-    nn.KLDivLoss: F.kl_div,
+_ELEMENTWISE: set[Any] = {
+    *(nn.MSELoss, F.mse_loss),
+    *(nn.L1Loss, F.l1_loss),
+    *(nn.SmoothL1Loss, F.smooth_l1_loss),
+    *(nn.HuberLoss, F.huber_loss),
+    *(nn.BCELoss, F.binary_cross_entropy),
+    *(nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits),
+    *(nn.KLDivLoss, F.kl_div),
 }
 #: Those of labels; their mean divides by the class weights of the labels that are not ignored.
-_OF_LABELS: dict[Any, Any] = {
-    nn.CrossEntropyLoss: F.cross_entropy,
-    nn.NLLLoss: F.nll_loss,
-}
-_KNOWN = {*_ELEMENTWISE, *_ELEMENTWISE.values(), *_OF_LABELS, *_OF_LABELS.values()}
-_LABELLED = {*_OF_LABELS, *_OF_LABELS.values()}
+_LABELLED: set[Any] = {nn.CrossEntropyLoss, F.cross_entropy, nn.NLLLoss, F.nll_loss}
+_KNOWN = _ELEMENTWISE | _LABELLED
 _OPTIONS = {
     *("reduction", "weight", "ignore_index", "label_smoothing"),
     *("pos_weight", "log_target", "beta", "delta"),
