@@ -5,6 +5,7 @@ from adaptive_subset.delivery.retag import retag
 from adaptive_subset.delivery.sampler import AdaptiveSubsetSampler
 from adaptive_subset.delivery.tags import TaggedIndex, WeightedTarget
 from adaptive_subset.delivery.weighted_loss import WeightedLoss
+from adaptive_subset.in_batch import select_in_batch
 from adaptive_subset.selection import Selection
 from adaptive_subset.selector import Selector
 from adaptive_subset.strategies import (
@@ -65,4 +66,5 @@ __all__ = [
     "WeightedLoss",
     "WeightedTarget",
     "retag",
+    "select_in_batch",
 ]

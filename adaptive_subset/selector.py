@@ -15,7 +15,8 @@ from adaptive_subset.candidate_pool import CandidatePool
 from adaptive_subset.checks import check_configuration, check_state, loss, natural, number, shown
 from adaptive_subset.distributed import on_first_rank
 from adaptive_subset.gradients.per_sample import Criterion
-from adaptive_subset.gradients.source import GradientSource, Reading, is_map_style
+from adaptive_subset.gradients.pool_checks import is_map_style
+from adaptive_subset.gradients.source import GradientSource, Reading
 from adaptive_subset.loss_record import LossRecord
 from adaptive_subset.outcome import as_selection
 from adaptive_subset.selection import Selection

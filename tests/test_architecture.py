@@ -17,7 +17,7 @@ LAYERS = (
     ("gradients",),
     ("strategies",),
     ("sizing", "candidate_pool", "outcome"),
-    ("selector",),
+    ("selector", "in_batch"),
     ("delivery",),
     ("__init__",),
     ("integrations",),

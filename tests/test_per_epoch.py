@@ -188,7 +188,7 @@ def test_every_method_is_in_the_table_of_the_docs() -> None:
         and kind.__module__ == module.__name__
         and not (name.startswith("_") or name in ("Score", "Draw", "Size"))
     }
-    assert len(parts) == 14
+    assert len(parts) == 16
     assert [name for name in parts if f"`{name}" not in page] == []
 
 
@@ -349,6 +349,25 @@ def test_a_pool_makes_the_largest_less_certain() -> None:
         assert len(set.intersection(*found)) == certain
 
 
+@pytest.mark.parametrize("unknown", [0, 20, N - 3, N])
+@pytest.mark.parametrize(("share", "trim"), [(0.6, 0.2), (0.25, 0.5), (0.2, 0.8), (0.5, 0.0)])
+def test_a_trimmed_pool_leaves_out_the_highest_that_are_known(
+    unknown: int, share: float, trim: float
+) -> None:
+    known = losses(1, unknown)
+    found = chosen(PerEpoch(draw=draws.LargestOfPool(share, trim)), known, 2, BUDGET)
+    pool = shuffled(3, 2)[: round(BUDGET / share)]
+    out = sorted((i for i in pool if not known[i].isnan()), key=lambda i: -float(known[i]))
+    pool = [i for i in pool if i not in out[: min(int(trim * len(pool)), len(pool) - BUDGET)]]
+    pool.sort(key=lambda i: -float(known[i].nan_to_num(torch.inf)))
+    assert set(found) == set(pool[:BUDGET])
+
+
+def test_a_pool_of_all_the_data_leaves_the_budget() -> None:
+    strategy = PerEpoch(draw=draws.LargestOfPool(0.2, 0.8))
+    assert len(chosen(strategy, losses(), 0, N)) == N
+
+
 def test_scores_that_do_not_fit_raise() -> None:
     for strategy in (OrderDP(), InfoBatch(), SeTa(), Kakurenbo()):
         with pytest.raises(ValueError, match="`losses` must be finite, got infinity"):
@@ -463,6 +482,11 @@ def test_a_warm_start_needs_one_size() -> None:
     [
         (OrderDP, {"share": 0.0}, r"`share` must be in \(0, 1\], got 0.0"),
         (draws.LargestOfPool, {"share": 1.1}, r"`share` must be in \(0, 1\], got 1.1"),
+        (
+            draws.LargestOfPool,
+            {"trim": 0.5},
+            r"`trim` must be in \[0, 1 − share\], which ends at",
+        ),
         (LossSampling, {"uniform": 1.5}, r"`uniform` must be in \(0, 1\], got 1.5"),
         (InfoBatchByBatch, {"ratio": 1.0}, r"`ratio` must be in \[0, 1\), got 1.0"),
         (SeTa, {"ratio": -0.1}, r"`ratio` must be in \[0, 1\), got -0.1"),

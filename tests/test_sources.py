@@ -23,7 +23,8 @@ from torch.utils.data import (
 
 from adaptive_subset import GradMatch, Random, Selector
 from adaptive_subset.gradients.collect import last_layer_gradients
-from adaptive_subset.gradients.source import GradientSource, is_map_style
+from adaptive_subset.gradients.pool_checks import is_map_style
+from adaptive_subset.gradients.source import GradientSource
 from tests import models
 from tests.test_last_layer import dense
 

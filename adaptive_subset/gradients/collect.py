@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import numbers
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +17,13 @@ from adaptive_subset.gradients.head import Head, find_heads
 from adaptive_subset.gradients.head_checks import check_rows, weight_of
 from adaptive_subset.gradients.head_recorder import HeadRecorder
 from adaptive_subset.gradients.loss_batch import check_takes_two
+from adaptive_subset.gradients.model_io import (
+    check_one_row_each,
+    logits_of,
+    part,
+    targets_of,
+    to_model,
+)
 from adaptive_subset.gradients.model_state import evaluating, readable
 from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
 from adaptive_subset.gradients.storage import Rows
@@ -90,11 +95,11 @@ def last_layer_gradients(
         run: _Backward | None = None
         for batch in batches:
             args, kwargs, y = split_batch(batch, target)
-            y = _targets(y, name)
+            y = targets_of(y, name)
             if len(y) == 0:
                 continue
             if run is None:
-                run = _Backward(model, criterion, head, *_part((args, kwargs), slice(2), len(y)))
+                run = _Backward(model, criterion, head, *part((args, kwargs), slice(2), len(y)))
                 stack.enter_context(run.recorder.attached())
                 in_pieces = _Pieces(run)
             for features, leaves, deltas, output in in_pieces(args, kwargs, y):
@@ -149,19 +154,14 @@ class _Backward:
         }
 
     def _forward(self, parameters: dict[str, Tensor], args: Any, kwargs: Any) -> Tensor:
-        moved = _to_model(args, self._place), _to_model(kwargs, self._place)
-        return _output(torch.func.functional_call(self._model, parameters, *moved))
+        moved = to_model(args, self._place), to_model(kwargs, self._place)
+        return logits_of(torch.func.functional_call(self._model, parameters, *moved))
 
     def __call__(self, args: Any, kwargs: Any, y: Tensor) -> tuple[Any, ...]:
         self.recorder.clear()
-        output = self._forward(self._frozen, args, kwargs)
         n, device = len(y), self._place.device
-        if output.ndim == 0 or len(output) != n:
-            raise ValueError(
-                f"`model` must return one row for each of the {n} targets of a batch, got an "
-                f"output of shape {tuple(output.shape)}. Check `target=`, and what the model does "
-                "with views and lists."
-            )
+        output = self._forward(self._frozen, args, kwargs)
+        check_one_row_each(output, n)
         features, leaves = self.recorder.take(n)
         if not output.requires_grad:
             raise ValueError(
@@ -200,7 +200,7 @@ class _Pieces:
             size = min(self._most, n - start)
             piece = (args, kwargs, y)
             if size < n:
-                piece = _part(piece, slice(start, start + size), n)
+                piece = part(piece, slice(start, start + size), n)
             try:
                 result = self._run(*piece)
             except torch.cuda.OutOfMemoryError:
@@ -215,65 +215,3 @@ class _Pieces:
             else:
                 yield result
                 start += size
-
-
-def _targets(y: Any, name: str) -> Tensor:
-    """Targets as a tensor (n, …)."""
-    is_list = isinstance(y, (list, tuple)) and all(isinstance(v, numbers.Number) for v in y)
-    if not isinstance(y, (Tensor, np.ndarray)) and not is_list:
-        inside = f" of {type(y[0]).__name__}" if isinstance(y, (list, tuple)) and y else ""
-        raise TypeError(
-            f"`target` must be one tensor of numbers for a batch of `{name}`, got a "
-            f"{type(y).__name__}{inside}. Turn labels into numbers in the dataset, or pass the "
-            "position or key of the one to train on: Selector(..., target=...)."
-        )
-    targets = torch.as_tensor(y)
-    if targets.ndim == 0:
-        raise ValueError(
-            f"`{name}` must yield batches, got a target without a batch dimension. Give the "
-            "DataLoader a batch_size."
-        )
-    return targets
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """`value` with every tensor in it changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: _mapped(field, change) for key, field in value.items()}
-    if isinstance(value, (tuple, list)):
-        fields = [_mapped(field, change) for field in value]
-        return value._make(fields) if hasattr(value, "_make") else type(value)(fields)
-    return value
-
-
-def _part(value: Any, rows: slice, n: int) -> Any:
-    """Those rows of every tensor in a batch of n."""
-    return _mapped(value, lambda t: t[rows] if t.ndim and len(t) == n else t)
-
-
-def _to_model(inputs: Any, place: Tensor) -> Any:
-    """Copies on the model's device, floating ones in its dtype (autocast chooses its own).
-
-    Copies, since a model may write to its inputs, which are the user's and may be needed again.
-    """
-    cast = not torch.is_autocast_enabled(place.device.type)
-
-    def moved(tensor: Tensor) -> Tensor:
-        dtype = place.dtype if cast and tensor.is_floating_point() else tensor.dtype
-        return tensor.to(place.device, dtype, non_blocking=True, copy=True)
-
-    return _mapped(inputs, moved)
-
-
-def _output(output: Any) -> Tensor:
-    """The logits, in at least float32: also of an output object that holds them as `logits`."""
-    is_dict = isinstance(output, Mapping)
-    logits: Any = output.get("logits") if is_dict else getattr(output, "logits", output)
-    if not isinstance(logits, Tensor):
-        raise TypeError(
-            "`model` must return a tensor, or an object or a dict with a tensor `logits`, got "
-            f"{type(output).__name__}. Wrap the model so that it returns its logits."
-        )
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
 
@@ -13,40 +13,21 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
-    RandomSampler,
     Subset,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
 )
 
 from adaptive_subset.gradients.collect import last_layer_gradients
 from adaptive_subset.gradients.head import Head
 from adaptive_subset.gradients.look_ahead import LastLayer
 from adaptive_subset.gradients.per_sample import Criterion
+from adaptive_subset.gradients.pool_checks import check_pool, is_map_style, shuffles
+from adaptive_subset.gradients.pool_losses import pool_losses
 from adaptive_subset.gradients.protocol import Gradients
 from adaptive_subset.gradients.snapshot import preserved_generators
 from adaptive_subset.items import split_batch
 from adaptive_subset.randomness import Purpose, preserved_random_state, seeded
 
 Pool = Dataset[Any] | Iterable[Any]
-_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
-
-
-def is_map_style(data: Any) -> bool:
-    """Whether `data` is a dataset of samples: it has a length and access by index.
-
-    That is what a DataLoader asks for too: lists of samples and Hugging Face datasets are some,
-    loaders, streams and mappings are none.
-
-    Example:
-        >>> is_map_style([(torch.zeros(3), 0)]), is_map_style(iter([]))
-        (True, False)
-    """
-    return (
-        hasattr(type(data), "__len__")
-        and hasattr(type(data), "__getitem__")
-        and not isinstance(data, (DataLoader, IterableDataset, Mapping, str, bytes))
-    )
 
 
 class Reading(TypedDict, total=False):
@@ -124,7 +105,7 @@ class GradientSource:
                 f"`storage_dtype` must be a floating dtype such as torch.float16, got "
                 f"{storage_dtype}."
             )
-        _check_pool(pool, target, name)
+        check_pool(pool, target, name)
         self.pool = pool
         self.head = head
         self.target = target
@@ -194,6 +175,23 @@ class GradientSource:
         features = gradients.blocks[0][1]
         return PoolGradients(gradients, targets, LastLayer(features, weight, targets, criterion))
 
+    def losses(self, model: nn.Module, criterion: Criterion) -> Tensor:
+        """The loss of each sample of the pool for `model` as it stands; one pass without gradients.
+
+        For `ProxyLoss` and `ReducibleLoss`. No head is needed; all else is as for `read`.
+
+        Returns:
+            (n,) float32 on the CPU, sample by sample whatever the reduction of the criterion.
+        """
+        with preserved_generators(self.pool):
+            return pool_losses(
+                model,
+                self._progressing(self._batches(self.pool)),
+                criterion,
+                target=self.target,
+                name=self.name,
+            )
+
     def is_augmented(self) -> bool:
         """Whether the first items of a dataset come out differently from access to access."""
         pool: Any = self.pool
@@ -216,7 +214,7 @@ class GradientSource:
 
     def _batches(self, pool: Pool) -> Iterable[Any]:
         """Batches of `pool` in its own order; a loader of the user's is taken as it is."""
-        if _shuffles(pool):
+        if shuffles(pool):
             raise ValueError(
                 f"`{self.name}` must be read in the order of the dataset, got a "
                 f"{type(pool).__name__} that shuffles. Build it with shuffle=False."
@@ -243,49 +241,3 @@ class GradientSource:
             ) from None
         bar: Iterator[Any] = tqdm(batches, desc="gradients", leave=False, unit="batch")
         return bar
-
-
-def _check_pool(pool: Any, target: int | str | None, name: str) -> None:
-    kind = type(pool).__name__
-    # Some loaders are iterators that start over.
-    if isinstance(pool, Iterator) and type(pool).__module__ in ("builtins", "itertools"):
-        raise TypeError(
-            f"`{name}` must be readable at every selection, got a {kind}, which ends after one "
-            "pass. Pass what it was made from, or DataLoader(batches, batch_size=None)."
-        )
-    iterable = isinstance(pool, Iterable) and not isinstance(pool, (Mapping, str, bytes))
-    if not is_map_style(pool) and not iterable:
-        raise TypeError(
-            f"`{name}` must be a dataset with a length and access by index, or an iterable of "
-            f"batches, got a {kind}. Pass the training data without random transforms, or its "
-            "DataLoader."
-        )
-    if isinstance(pool, (list, tuple)) and len(pool) and _is_batch(pool[0], target):
-        raise ValueError(
-            f"`{name}` must hold samples where it is a {kind}, got what looks like ready-made "
-            "batches: inputs and integer targets of the same length. Pass them as "
-            "DataLoader(batches, batch_size=None)."
-        )
-
-
-def _is_batch(item: Any, target: int | str | None) -> bool:
-    """Whether `item` of a list is rather a batch than a sample: one integer label an input row."""
-    try:
-        args, kwargs, y = split_batch(item, target)
-    except TypeError:  # for the pass to report
-        return False
-    inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-    return (
-        isinstance(y, Tensor)
-        and y.ndim == 1
-        and not y.is_floating_point()
-        and bool(inputs)
-        and all(value.ndim > 1 and len(value) == len(y) for value in inputs)
-    )
-
-
-def _shuffles(pool: Any) -> bool:
-    """Whether a loader draws its order; one with its own way of doing so is not seen."""
-    samplers = [getattr(pool, "sampler", None)]
-    samplers.append(getattr(getattr(pool, "batch_sampler", None), "sampler", None))
-    return any(isinstance(s, _SHUFFLING) or getattr(s, "shuffle", None) is True for s in samplers)

@@ -87,19 +87,32 @@ class LargestOfPool(Draw):
 
     Args:
         share: in (0, 1], the share of the pool that is taken; 1 is a uniform draw.
+        trim: in [0, 1 − share], the share of the pool with the highest known scores that is left
+            out before: what scores highest of all may be what cannot be learned.
     """
 
     share: float = 0.6
+    trim: float = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self)
         if not 0 < self.share <= 1:
             raise ValueError(f"`share` must be in (0, 1], got {self.share}.")
+        if not 0 <= self.trim <= 1 - self.share + 1e-9:
+            raise ValueError(
+                f"`trim` must be in [0, 1 − share], which ends at {1 - self.share:g} with a share "
+                f"of {self.share:g}, got {self.trim:g}. Take a smaller share of the pool."
+            )
 
     def draw(self, scores: Tensor, budget: int, *, epoch: int, generator: Generator) -> Choice:
         """See `Draw.draw`."""
         n = len(scores)
         pool = torch.randperm(n, generator=generator)[: min(n, round(budget / self.share))]
+        # The data may hold fewer than k / share samples, and must leave k of them.
+        known = int((~scores[pool].isnan()).sum())
+        spare = min(int(self.trim * len(pool)), known, len(pool) - budget)
+        highest = scores[pool].nan_to_num(-torch.inf).argsort(descending=True, stable=True)
+        pool = pool[highest[spare:]]
         ranked = scores[pool].nan_to_num(torch.inf).argsort(descending=True, stable=True)
         return Choice(pool[ranked[:budget]], torch.full((budget,), n / budget))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adaptive_subset.checks import check_fields
+from adaptive_subset.checks import check_fields, shown
 from adaptive_subset.loss_record import Memory
 from adaptive_subset.strategies.strategy import Candidates
 
@@ -146,3 +147,91 @@ class LastLayerNorm(Score):
     def of(self, candidates: Candidates) -> Tensor:
         """See `Score.of`."""
         return candidates.atoms.squared_norms().clamp_min(0).sqrt().cpu()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ProxyLoss(Score):
+    """The losses of another model, given once: one that is small, or was trained before.
+
+    Coleman et al., ICLR 2020, "Selection via Proxy: Efficient Data Selection for Deep Learning".
+    `GradientSource.losses` computes them.
+
+    Args:
+        losses: (n,) of all samples of the dataset, finite.
+
+    Raises:
+        TypeError, ValueError: they are not.
+    """
+
+    losses: Tensor
+
+    needs_losses = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "losses", _given("losses", self.losses))
+
+    def __repr__(self) -> str:
+        return f"ProxyLoss({_digest(self.losses)})"
+
+    def of(self, candidates: Candidates) -> Tensor:
+        """See `Score.of`."""
+        return _fitting("losses", self.losses, candidates)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ReducibleLoss(Score):
+    """``ℓᵢ − ℓᵢᵛ``: the last loss over what a model trained on reference data has, given once.
+
+    RHO-LOSS (Mindermann et al., ICML 2022, "Prioritized Training on Points that are Learnable,
+    Worth Learning, and Not Yet Learnt", §3): a sample that the reference model cannot fit either
+    has a wrong label, or cannot be learned. `GradientSource.losses` computes ℓᵛ. Deviation: the
+    paper renews ℓᵢ of a large batch in each step; here it is the loss of the last training.
+
+    Args:
+        irreducible: ℓᵛ (n,) of all samples of the dataset, finite.
+
+    Raises:
+        TypeError, ValueError: they are not.
+    """
+
+    irreducible: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "irreducible", _given("irreducible", self.irreducible))
+
+    def __repr__(self) -> str:
+        return f"ReducibleLoss({_digest(self.irreducible)})"
+
+    def of(self, candidates: Candidates) -> Tensor:
+        """See `Score.of`."""
+        assert candidates.losses is not None
+        return candidates.losses - _fitting("irreducible", self.irreducible, candidates)
+
+
+def _given(name: str, values: Tensor) -> Tensor:
+    """A copy of `values` as (n,) float32 on the CPU."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"`{name}` must be a tensor of one loss a sample, got {shown(values)}.")
+    copy = values.detach().to("cpu", torch.float32, copy=True)
+    if copy.ndim != 1 or not bool(copy.isfinite().all()):
+        raise ValueError(
+            f"`{name}` must hold one finite loss for each sample of the dataset, got shape "
+            f"{tuple(copy.shape)} with {int((~copy.isfinite()).sum())} that are not finite. "
+            "GradientSource(dataset).losses(model, criterion) computes them."
+        )
+    return copy
+
+
+def _fitting(name: str, values: Tensor, candidates: Candidates) -> Tensor:
+    if len(values) != candidates.n:
+        raise ValueError(
+            f"`{name}` must hold one loss for each of the {candidates.n} samples of the dataset, "
+            f"got {len(values)}. Compute them on the dataset that is trained on."
+        )
+    return values
+
+
+def _digest(values: Tensor) -> str:
+    """What tells given values from others, short enough for a configuration."""
+    digest = hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
+    return f"<{len(values)} losses, {digest}>"

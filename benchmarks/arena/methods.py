@@ -23,10 +23,13 @@ from adaptive_subset import (
     Kakurenbo,
     LossSampling,
     OrderDP,
+    PerEpoch,
     SeTa,
     SeTaByBatch,
     Strategy,
 )
+from adaptive_subset.strategies.draws import LargestOfPool
+from adaptive_subset.strategies.scores import LastLoss, MovingAverage
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,8 @@ METHODS = {
     "seta-by-batch": Method(lambda plan: SeTaByBatch(epochs=_unsized_epochs(plan, 0.72))),
     "kakurenbo": Method(lambda plan: Kakurenbo(epochs=_unsized_epochs(plan, 0.8))),
     "random-sizes": Method(lambda plan: RandomSizes(plan.fraction, plan.epochs)),
+    "order-dp-trimmed": Method(lambda plan: PerEpoch(LastLoss(), LargestOfPool(0.6, 0.2))),
+    "order-dp-average": Method(lambda plan: PerEpoch(MovingAverage(0.5), LargestOfPool(0.6))),
     "order-dp-half": Method(lambda plan: OrderDP(0.5)),
     "gradmatch-paper": Method(lambda plan: GradMatch(), selections=5),
     "craig": Method(lambda plan: CRAIG(), selections=20, pool_fraction=0.25),

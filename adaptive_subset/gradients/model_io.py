@@ -1,0 +1,83 @@
+"""What goes into a model and comes out of it: inputs moved, parts of a batch, logits, targets."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def targets_of(y: Any, name: str) -> Tensor:
+    """Targets as a tensor (n, …)."""
+    is_list = isinstance(y, (list, tuple)) and all(isinstance(v, numbers.Number) for v in y)
+    if not isinstance(y, (Tensor, np.ndarray)) and not is_list:
+        inside = f" of {type(y[0]).__name__}" if isinstance(y, (list, tuple)) and y else ""
+        raise TypeError(
+            f"`target` must be one tensor of numbers for a batch of `{name}`, got a "
+            f"{type(y).__name__}{inside}. Turn labels into numbers in the dataset, or pass the "
+            "position or key of the one to train on: Selector(..., target=...)."
+        )
+    targets = torch.as_tensor(y)
+    if targets.ndim == 0:
+        raise ValueError(
+            f"`{name}` must yield batches, got a target without a batch dimension. Give the "
+            "DataLoader a batch_size."
+        )
+    return targets
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """`value` with every tensor in it changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _mapped(field, change) for key, field in value.items()}
+    if isinstance(value, (tuple, list)):
+        fields = [_mapped(field, change) for field in value]
+        return value._make(fields) if hasattr(value, "_make") else type(value)(fields)
+    return value
+
+
+def part(value: Any, rows: slice, n: int) -> Any:
+    """Those rows of every tensor in a batch of n."""
+    return _mapped(value, lambda t: t[rows] if t.ndim and len(t) == n else t)
+
+
+def to_model(inputs: Any, place: Tensor) -> Any:
+    """Copies on the model's device, floating ones in its dtype (autocast chooses its own).
+
+    Copies, since a model may write to its inputs, which are the user's and may be needed again.
+    """
+    cast = not torch.is_autocast_enabled(place.device.type)
+
+    def moved(tensor: Tensor) -> Tensor:
+        dtype = place.dtype if cast and tensor.is_floating_point() else tensor.dtype
+        return tensor.to(place.device, dtype, non_blocking=True, copy=True)
+
+    return _mapped(inputs, moved)
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits, in at least float32: also of an output object that holds them as `logits`."""
+    is_dict = isinstance(output, Mapping)
+    logits: Any = output.get("logits") if is_dict else getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            "`model` must return a tensor, or an object or a dict with a tensor `logits`, got "
+            f"{type(output).__name__}. Wrap the model so that it returns its logits."
+        )
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def check_one_row_each(output: Tensor, n: int) -> None:
+    """Raise a ValueError where a model returned other rows than the n targets of the batch."""
+    if output.ndim == 0 or len(output) != n:
+        raise ValueError(
+            f"`model` must return one row for each of the {n} targets of a batch, got an output "
+            f"of shape {tuple(output.shape)}. Check `target=`, and what the model does with views "
+            "and lists."
+        )

@@ -1,0 +1,82 @@
+"""What can be a pool: a dataset of samples, or batches in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from adaptive_subset.items import split_batch
+
+_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+def is_map_style(data: Any) -> bool:
+    """Whether `data` is a dataset of samples: it has a length and access by index.
+
+    That is what a DataLoader asks for too: lists of samples and Hugging Face datasets are some,
+    loaders, streams and mappings are none.
+
+    Example:
+        >>> is_map_style([(torch.zeros(3), 0)]), is_map_style(iter([]))
+        (True, False)
+    """
+    return (
+        hasattr(type(data), "__len__")
+        and hasattr(type(data), "__getitem__")
+        and not isinstance(data, (DataLoader, IterableDataset, Mapping, str, bytes))
+    )
+
+
+def check_pool(pool: Any, target: int | str | None, name: str) -> None:
+    kind = type(pool).__name__
+    # Some loaders are iterators that start over.
+    if isinstance(pool, Iterator) and type(pool).__module__ in ("builtins", "itertools"):
+        raise TypeError(
+            f"`{name}` must be readable at every selection, got a {kind}, which ends after one "
+            "pass. Pass what it was made from, or DataLoader(batches, batch_size=None)."
+        )
+    iterable = isinstance(pool, Iterable) and not isinstance(pool, (Mapping, str, bytes))
+    if not is_map_style(pool) and not iterable:
+        raise TypeError(
+            f"`{name}` must be a dataset with a length and access by index, or an iterable of "
+            f"batches, got a {kind}. Pass the training data without random transforms, or its "
+            "DataLoader."
+        )
+    if isinstance(pool, (list, tuple)) and len(pool) and _is_batch(pool[0], target):
+        raise ValueError(
+            f"`{name}` must hold samples where it is a {kind}, got what looks like ready-made "
+            "batches: inputs and integer targets of the same length. Pass them as "
+            "DataLoader(batches, batch_size=None)."
+        )
+
+
+def _is_batch(item: Any, target: int | str | None) -> bool:
+    """Whether `item` of a list is rather a batch than a sample: one integer label an input row."""
+    try:
+        args, kwargs, y = split_batch(item, target)
+    except TypeError:  # for the pass to report
+        return False
+    inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    return (
+        isinstance(y, Tensor)
+        and y.ndim == 1
+        and not y.is_floating_point()
+        and bool(inputs)
+        and all(value.ndim > 1 and len(value) == len(y) for value in inputs)
+    )
+
+
+def shuffles(pool: Any) -> bool:
+    """Whether a loader draws its order; one with its own way of doing so is not seen."""
+    samplers = [getattr(pool, "sampler", None)]
+    samplers.append(getattr(getattr(pool, "batch_sampler", None), "sampler", None))
+    return any(isinstance(s, _SHUFFLING) or getattr(s, "shuffle", None) is True for s in samplers)

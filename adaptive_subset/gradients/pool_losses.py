@@ -1,0 +1,65 @@
+"""One pass without gradients: model and batches in, the loss of each sample out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptive_subset.gradients.loss_batch import check_takes_two
+from adaptive_subset.gradients.model_io import (
+    check_one_row_each,
+    logits_of,
+    targets_of,
+    to_model,
+)
+from adaptive_subset.gradients.model_state import evaluating, readable
+from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
+from adaptive_subset.items import split_batch
+from adaptive_subset.randomness import preserved_random_state
+
+
+def pool_losses(
+    model: nn.Module,
+    batches: Iterable[Any],
+    criterion: Criterion,
+    *,
+    target: int | str | None = None,
+    name: str = "pool",
+) -> Tensor:
+    """ℓ (n,) float32 on the CPU, of the model in eval mode.
+
+    Model, criterion and the global random state are left as they were found, also when it raises.
+
+    Args:
+        model: any module; its parameters define device and dtype.
+        batches, criterion, target, name: see `last_layer_gradients`.
+
+    Raises:
+        TypeError: a model, output or target of the wrong kind, a loss of other arguments.
+        ValueError: no batch, an output of other rows than the targets, a loss that couples samples.
+    """
+    model = readable(model)
+    check_takes_two(criterion)
+    place = next(model.parameters())
+    found: list[Tensor] = []
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        preserved_random_state(),
+        evaluating(model, criterion),
+    ):
+        for batch in batches:
+            args, kwargs, y = split_batch(batch, target)
+            y = targets_of(y, name).to(place.device, copy=True)
+            if len(y) == 0:
+                continue
+            output = logits_of(model(*to_model(args, place), **to_model(kwargs, place)))
+            check_one_row_each(output, len(y))
+            with torch.autocast(place.device.type, enabled=False):
+                found.append(per_sample_losses(criterion, output, y).float())
+    if not found:
+        raise ValueError(f"`{name}` must yield at least one batch, got none.")
+    return torch.cat(found).cpu()

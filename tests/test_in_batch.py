@@ -1,0 +1,199 @@
+"""Losses of a pool, the scores that they are for, and selection within a batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from adaptive_subset import (
+    CRAIG,
+    AdaptiveSubsetSampler,
+    Candidates,
+    FreshRandom,
+    GradientNorm,
+    GradMatch,
+    GradMatchPB,
+    InfoBatch,
+    PerEpoch,
+    Selector,
+    Strategy,
+    WeightedLoss,
+    select_in_batch,
+)
+from adaptive_subset.gradients import GradientSource
+from adaptive_subset.strategies import draws, scores
+
+N, CLASSES = 40, 4
+CRITERION = nn.CrossEntropyLoss(label_smoothing=0.1)
+
+
+def model() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, CLASSES))
+
+
+def data() -> TensorDataset:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(N, 6, generator=generator)
+    return TensorDataset(x, torch.randint(CLASSES, (N,), generator=generator))
+
+
+# ---- losses of a pool
+
+
+@pytest.mark.parametrize("batch_size", [7, 256])
+def test_losses_of_a_pool_are_those_of_a_loop(batch_size: int) -> None:
+    net = model().train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    state = torch.get_rng_state()
+    found = GradientSource(data(), batch_size=batch_size).losses(net, CRITERION)
+    assert net.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    net.eval()
+    slow = [CRITERION(net(x[None]), y[None]) for x, y in zip(*data().tensors, strict=True)]
+    assert torch.allclose(found, torch.stack(slow), atol=1e-6)
+    assert found.device.type == "cpu"
+    assert not found.requires_grad
+
+
+def without_batches() -> DataLoader[object]:
+    return DataLoader(data(), batch_sampler=[])
+
+
+def test_a_pool_without_batches_or_with_other_rows_raises() -> None:
+    empty = GradientSource(without_batches())
+    with pytest.raises(ValueError, match="`pool` must yield at least one batch"):
+        empty.losses(model(), CRITERION)
+    halving = nn.Sequential(model(), nn.Flatten(0), nn.Unflatten(0, (-1, 2 * CLASSES)))
+    with pytest.raises(ValueError, match="one row for each of the 40 targets"):
+        GradientSource(data()).losses(halving, CRITERION)
+
+
+# ---- scores that are given, or corrected by what is given
+
+
+def test_a_proxy_says_which_are_hard() -> None:
+    proxy = torch.arange(float(N))
+    strategy = PerEpoch(scores.ProxyLoss(proxy), draws.LargestOfPool(0.25))
+    choice = strategy.choose(Candidates(N), N // 4, seed=0, epoch=0)
+    assert sorted(choice.positions.tolist()) == list(range(30, 40))
+    assert not strategy.needs_losses
+    assert not strategy.needs_gradients
+
+
+def test_what_the_reference_cannot_fit_either_is_not_worth_learning() -> None:
+    losses = torch.arange(float(N))
+    irreducible = torch.where(losses >= 35, losses, torch.zeros(N))  # the five largest: wrong
+    strategy = PerEpoch(scores.ReducibleLoss(irreducible), draws.LargestOfPool(0.25))
+    choice = strategy.choose(Candidates(N, losses=losses), N // 4, seed=0, epoch=0)
+    assert sorted(choice.positions.tolist()) == list(range(25, 35))
+    unknown = losses.clone()
+    unknown[0] = torch.nan
+    assert strategy.score.of(Candidates(N, losses=unknown))[0].isnan()
+
+
+@pytest.mark.parametrize("kind", [scores.ProxyLoss, scores.ReducibleLoss])
+def test_given_losses_are_a_copy_known_by_their_content(kind: type[scores.ProxyLoss]) -> None:
+    values = torch.rand(N)
+    score = kind(values)
+    name = repr(score)
+    values.zero_()
+    assert repr(score) == name
+    assert repr(kind(values)) != name
+    assert len(repr(score)) < 60
+
+
+@pytest.mark.parametrize("kind", [scores.ProxyLoss, scores.ReducibleLoss])
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        ([1.0, 2.0], TypeError),
+        (torch.ones(N, 1), ValueError),
+        (torch.full((N,), torch.nan), ValueError),
+    ],
+)
+def test_given_losses_are_checked(
+    kind: type[scores.ProxyLoss], values: torch.Tensor, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="must"):
+        kind(values)
+
+
+def test_given_losses_of_another_dataset_raise() -> None:
+    selector = Selector(data(), PerEpoch(scores.ProxyLoss(torch.ones(N + 1))), fraction=0.5)
+    with pytest.raises(ValueError, match=f"each of the {N} samples of the dataset, got {N + 1}"):
+        selector.select(model(), 0)
+
+
+def test_a_run_with_a_reference_trains_and_resumes() -> None:
+    def build(
+        irreducible: torch.Tensor,
+    ) -> tuple[AdaptiveSubsetSampler, WeightedLoss]:
+        score = scores.ReducibleLoss(irreducible)
+        selector = Selector(data(), PerEpoch(score, draws.LargestOfPool(0.5)), fraction=0.25)
+        return AdaptiveSubsetSampler(selector), WeightedLoss(CRITERION, selector)
+
+    net = model()
+    sampler, loss = build(torch.ones(N))
+    for epoch in range(3):
+        sampler.maybe_reselect(net, epoch)
+        for x, y in DataLoader(sampler.dataset, batch_size=5, sampler=sampler):
+            loss(net(x), y).backward()
+    again, _ = build(torch.ones(N))
+    again.load_state_dict(sampler.state_dict())
+    other, _ = build(torch.zeros(N))
+    with pytest.raises(ValueError, match="same arguments"):
+        other.load_state_dict(sampler.state_dict())
+
+
+# ---- within a batch
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    x, y = data().tensors
+    return x, y
+
+
+def test_the_largest_losses_of_a_batch_are_chosen() -> None:
+    net = model().train()
+    losses = GradientSource(data()).losses(net, CRITERION)
+    largest = PerEpoch(draw=draws.LargestOfPool(10 / N))
+    kept = select_in_batch(net, CRITERION, batch(), largest, 10)
+    assert sorted(kept.indices.tolist()) == sorted(losses.topk(10).indices.tolist())
+    assert torch.equal(kept.loss_weights, torch.ones(10))
+    assert net.training
+
+
+@pytest.mark.parametrize("strategy", [GradMatch(), GradMatch(scope="global"), CRAIG(),
+                                      GradientNorm(), GradMatchPB(batch_size=5)])  # fmt: skip
+def test_a_batch_is_a_small_dataset(strategy: Strategy) -> None:
+    net = model()
+    selector = Selector(data(), strategy, budget=10, criterion=CRITERION, seed=3)
+    expected = selector.select(net, 7)
+    kept = select_in_batch(net, CRITERION, batch(), strategy, 10, step=7, seed=3)
+    assert torch.equal(kept.indices, expected.indices)
+    assert torch.allclose(kept.loss_weights, expected.loss_weights)
+    assert kept.relative_error == pytest.approx(expected.relative_error)
+
+
+def test_steps_draw_afresh() -> None:
+    chosen = [
+        select_in_batch(model(), CRITERION, batch(), FreshRandom(), 10, step=step).indices.tolist()
+        for step in (0, 0, 1)
+    ]
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+@pytest.mark.parametrize("budget", [0, N + 1])
+def test_a_budget_is_within_the_batch(budget: int) -> None:
+    with pytest.raises(ValueError, match=rf"`budget` must be in \[1, {N}\]"):
+        select_in_batch(model(), CRITERION, batch(), "gradmatch", budget)
+
+
+@pytest.mark.parametrize("strategy", [InfoBatch(), PerEpoch(scores.MovingAverage())])
+def test_what_one_batch_cannot_tell_raises(strategy: Strategy) -> None:
+    with pytest.raises(ValueError, match="`strategy` must choose a given number"):
+        select_in_batch(model(), CRITERION, batch(), strategy, 5)
