@@ -77,7 +77,7 @@ def test_a_pool_without_batches_or_with_other_rows_raises() -> None:
 
 def test_a_proxy_says_which_are_hard() -> None:
     proxy = torch.arange(float(N))
-    strategy = PerEpoch(scores.ProxyLoss(proxy), draws.LargestOfPool(0.25))
+    strategy = PerEpoch(scores.Given(proxy), draws.LargestOfPool(0.25))
     choice = strategy.choose(Candidates(N), N // 4, seed=0, epoch=0)
     assert sorted(choice.positions.tolist()) == list(range(30, 40))
     assert not strategy.needs_losses
@@ -95,8 +95,8 @@ def test_what_the_reference_cannot_fit_either_is_not_worth_learning() -> None:
     assert strategy.score.of(Candidates(N, losses=unknown))[0].isnan()
 
 
-@pytest.mark.parametrize("kind", [scores.ProxyLoss, scores.ReducibleLoss])
-def test_given_losses_are_a_copy_known_by_their_content(kind: type[scores.ProxyLoss]) -> None:
+@pytest.mark.parametrize("kind", [scores.Given, scores.ReducibleLoss])
+def test_given_losses_are_a_copy_known_by_their_content(kind: type[scores.Given]) -> None:
     values = torch.rand(N)
     score = kind(values)
     name = repr(score)
@@ -106,7 +106,7 @@ def test_given_losses_are_a_copy_known_by_their_content(kind: type[scores.ProxyL
     assert len(repr(score)) < 60
 
 
-@pytest.mark.parametrize("kind", [scores.ProxyLoss, scores.ReducibleLoss])
+@pytest.mark.parametrize("kind", [scores.Given, scores.ReducibleLoss])
 @pytest.mark.parametrize(
     ("values", "error"),
     [
@@ -116,14 +116,14 @@ def test_given_losses_are_a_copy_known_by_their_content(kind: type[scores.ProxyL
     ],
 )
 def test_given_losses_are_checked(
-    kind: type[scores.ProxyLoss], values: torch.Tensor, error: type[Exception]
+    kind: type[scores.Given], values: torch.Tensor, error: type[Exception]
 ) -> None:
     with pytest.raises(error, match="must"):
         kind(values)
 
 
 def test_given_losses_of_another_dataset_raise() -> None:
-    selector = Selector(data(), PerEpoch(scores.ProxyLoss(torch.ones(N + 1))), fraction=0.5)
+    selector = Selector(data(), PerEpoch(scores.Given(torch.ones(N + 1))), fraction=0.5)
     with pytest.raises(ValueError, match=f"each of the {N} samples of the dataset, got {N + 1}"):
         selector.select(model(), 0)
 

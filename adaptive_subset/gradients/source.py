@@ -178,7 +178,7 @@ class GradientSource:
     def losses(self, model: nn.Module, criterion: Criterion) -> Tensor:
         """The loss of each sample of the pool for `model` as it stands; one pass without gradients.
 
-        For `ProxyLoss` and `ReducibleLoss`. No head is needed; all else is as for `read`.
+        For `Given` and `ReducibleLoss`. No head is needed; all else is as for `read`.
 
         Returns:
             (n,) float32 on the CPU, sample by sample whatever the reduction of the criterion.

@@ -150,32 +150,33 @@ class LastLayerNorm(Score):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ProxyLoss(Score):
-    """The losses of another model, given once: one that is small, or was trained before.
+class Given(Score):
+    """What somebody else found of each sample, once: a proxy's losses, or inverse class counts.
 
-    Coleman et al., ICLR 2020, "Selection via Proxy: Efficient Data Selection for Deep Learning".
-    `GradientSource.losses` computes them.
+    A proxy is a small model, or one that was trained before (Coleman et al., ICLR 2020, "Selection
+    via Proxy: Efficient Data Selection for Deep Learning"); `GradientSource.losses` computes its
+    losses.
 
     Args:
-        losses: (n,) of all samples of the dataset, finite.
+        values: (n,) of all samples of the dataset, finite.
 
     Raises:
         TypeError, ValueError: they are not.
     """
 
-    losses: Tensor
+    values: Tensor
 
     needs_losses = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "losses", _given("losses", self.losses))
+        object.__setattr__(self, "values", _checked("values", self.values))
 
     def __repr__(self) -> str:
-        return f"ProxyLoss({_digest(self.losses)})"
+        return f"Given({_digest(self.values)})"
 
     def of(self, candidates: Candidates) -> Tensor:
         """See `Score.of`."""
-        return _fitting("losses", self.losses, candidates)
+        return _fitting("values", self.values, candidates)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -197,7 +198,7 @@ class ReducibleLoss(Score):
     irreducible: Tensor
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "irreducible", _given("irreducible", self.irreducible))
+        object.__setattr__(self, "irreducible", _checked("irreducible", self.irreducible))
 
     def __repr__(self) -> str:
         return f"ReducibleLoss({_digest(self.irreducible)})"
@@ -208,16 +209,16 @@ class ReducibleLoss(Score):
         return candidates.losses - _fitting("irreducible", self.irreducible, candidates)
 
 
-def _given(name: str, values: Tensor) -> Tensor:
+def _checked(name: str, values: Tensor) -> Tensor:
     """A copy of `values` as (n,) float32 on the CPU."""
     if not isinstance(values, Tensor):
-        raise TypeError(f"`{name}` must be a tensor of one loss a sample, got {shown(values)}.")
+        raise TypeError(f"`{name}` must be a tensor of one number a sample, got {shown(values)}.")
     copy = values.detach().to("cpu", torch.float32, copy=True)
     if copy.ndim != 1 or not bool(copy.isfinite().all()):
         raise ValueError(
-            f"`{name}` must hold one finite loss for each sample of the dataset, got shape "
+            f"`{name}` must hold one finite number for each sample of the dataset, got shape "
             f"{tuple(copy.shape)} with {int((~copy.isfinite()).sum())} that are not finite. "
-            "GradientSource(dataset).losses(model, criterion) computes them."
+            "GradientSource(dataset).losses(model, criterion) computes losses."
         )
     return copy
 
@@ -225,7 +226,7 @@ def _given(name: str, values: Tensor) -> Tensor:
 def _fitting(name: str, values: Tensor, candidates: Candidates) -> Tensor:
     if len(values) != candidates.n:
         raise ValueError(
-            f"`{name}` must hold one loss for each of the {candidates.n} samples of the dataset, "
+            f"`{name}` must hold one number for each of the {candidates.n} samples of the dataset, "
             f"got {len(values)}. Compute them on the dataset that is trained on."
         )
     return values
@@ -234,4 +235,4 @@ def _fitting(name: str, values: Tensor, candidates: Candidates) -> Tensor:
 def _digest(values: Tensor) -> str:
     """What tells given values from others, short enough for a configuration."""
     digest = hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
-    return f"<{len(values)} losses, {digest}>"
+    return f"<{len(values)} values, {digest}>"

@@ -26,7 +26,7 @@ from benchmarks.arena.race import Race, run
 from benchmarks.arena.results import Results
 from benchmarks.arena.tasks import TASKS
 
-PAGE = Path(__file__).parents[2] / "docs" / "arena.md"
+PAGE = Path(__file__).parents[2] / "docs" / "comparison.md"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -76,7 +76,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, default=1)
     add("--device", default="cpu")
     add("--report", type=Path, metavar="JSONL", help="run nothing, report these results")
-    add("--page", type=Path, default=PAGE, help="where the report goes (docs/arena.md)")
+    add("--page", type=Path, default=PAGE, help="where the report goes (docs/comparison.md)")
     options = parser.parse_args(arguments)
     if any(not 0 < fraction <= 1 for fraction in options.fractions):
         parser.error(f"--fractions must be in (0, 1], got {options.fractions}")

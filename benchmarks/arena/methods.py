@@ -50,6 +50,7 @@ class Method:
         selections: how many there are in a run; None for one in each epoch.
         pool_fraction, warm_start, weights: see `Selector` and `AdaptiveSubsetSampler`.
         reference: match the gradient of the task's clean reference set, where it has one.
+        within: choose in each step, of a batch of this many times the size from all data.
     """
 
     strategy: Callable[[Plan], Strategy] | None
@@ -58,6 +59,7 @@ class Method:
     warm_start: float = 0.0
     weights: Literal["mean-one", "matched"] = "mean-one"
     reference: bool = False
+    within: int = 1
 
     def every(self, plan: Plan) -> int:
         return 1 if self.selections is None else max(1, plan.epochs // self.selections)
@@ -70,6 +72,8 @@ class Method:
         fixed = {name: getattr(self, name) for name in names}
         if self.weights != "mean-one":  # earlier runs do not name what was the only way
             fixed["weights"] = self.weights
+        if self.within > 1:
+            fixed["within"] = self.within
         return {"strategy": repr(self.strategy(plan)), "every": self.every(plan), **fixed}
 
 
@@ -132,6 +136,8 @@ METHODS = {
     "gradient-norm": Method(lambda plan: GradientNorm(), selections=20, pool_fraction=0.25),
     "gradmatch-pb": Method(lambda plan: GradMatchPB(batch_size=plan.batch_size), selections=5),
 }
+METHODS["in-batch-loss"] = Method(lambda plan: PerEpoch(draw=LargestOfPool(0.5)), within=2)
+METHODS["in-batch-gradmatch"] = Method(lambda plan: GradMatch(scope="global"), within=2)
 METHODS["gradmatch-matched"] = replace(METHODS["gradmatch"], weights="matched")
 METHODS["gradmatch-reference"] = replace(METHODS["gradmatch"], reference=True)
 METHODS |= {

@@ -38,8 +38,6 @@ against the short schedule, interpolated between its budgets, that takes as long
 with all its selections. Times are processor seconds of one thread, of the fastest run, on a machine
 that was busy with other work too: what differs by a few per cent is not told apart.
 
-[Earlier tables](comparison.md) have all strategies at one learning rate.
-
 ```sh
 python -m benchmarks.arena --data DIR                                # runs what is missing
 python -m benchmarks.arena --report benchmarks/results/arena.jsonl   # writes this page

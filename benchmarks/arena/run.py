@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from adaptive_subset import AdaptiveSubsetSampler, Selector, WeightedLoss
+from adaptive_subset import AdaptiveSubsetSampler, Selector, WeightedLoss, select_in_batch
 from benchmarks.arena.data import Data, Samples
 from benchmarks.arena.methods import Method, Plan
 from benchmarks.arena.tasks import Task
@@ -50,13 +51,16 @@ class Epochs:
         self.criterion: nn.Module = nn.CrossEntropyLoss(label_smoothing=task.label_smoothing)
         self.sampler: AdaptiveSubsetSampler | None = None
         loading: dict[str, Any] = {"batch_size": task.batch_size, "drop_last": True}
-        if method.strategy is None:
+        strategy = None if method.strategy is None else method.strategy(plan)
+        self.within = strategy if method.within > 1 else None
+        self._batch_size, self._seed = task.batch_size, seed
+        if strategy is None or self.within is not None:
+            loading["batch_size"] *= method.within
             generator = torch.Generator().manual_seed(seed)
             self.loader: DataLoader[Any] = DataLoader(
                 data.train, shuffle=True, generator=generator, **loading
             )
             return
-        strategy = method.strategy(plan)
         selector = Selector(
             data.train,
             strategy,
@@ -75,6 +79,27 @@ class Epochs:
         )
         self.loader = DataLoader(self.sampler.dataset, sampler=self.sampler, **loading)
         self.criterion = WeightedLoss(self.criterion, selector)
+
+    def kept(
+        self, model: nn.Module, x: Tensor, y: Tensor, step: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a large batch what the step trains on, and its weights, where steps choose."""
+        assert self.within is not None
+        chosen = select_in_batch(
+            *(model, self.criterion, (x, y), self.within, self._batch_size),
+            step=step,
+            seed=self._seed,
+        )
+        rows = chosen.indices.to(x.device)
+        return x[rows], y[rows], chosen.loss_weights.to(x.device)
+
+    def loss(self, output: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
+        if weights is None:
+            loss: Tensor = self.criterion(output, y)
+            return loss
+        smoothing = getattr(self.criterion, "label_smoothing", 0.0)
+        each = F.cross_entropy(output, y, reduction="none", label_smoothing=smoothing)
+        return (weights * each).mean()
 
     def batches(
         self, model: nn.Module, training: Stopwatch, selecting: Stopwatch
@@ -132,7 +157,12 @@ def train(
             x, y = x.to(device), y.to(device)
             if task.augment is not None:
                 x = task.augment(x, augmenting)
-            loss = epochs.criterion(model(x), y)
+        weights = None
+        if epochs.within is not None:
+            with selecting:
+                x, y, weights = epochs.kept(model, x, y, step)
+        with training:
+            loss = epochs.loss(model(x), y, weights)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
