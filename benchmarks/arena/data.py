@@ -37,6 +37,21 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         return Samples(self.inputs[rows], self.labels[rows])
 
 
+class Batches(Samples):
+    """The same, of which a loader gets ready-made batches: its work is little beside a step's."""
+
+    def __init__(self, samples: Samples) -> None:
+        super().__init__(samples.inputs, samples.labels)
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        return self[torch.tensor(indices)]
+
+
+def as_it_is(batch: Any) -> Any:
+    """The collate function of `Batches`."""
+    return batch
+
+
 @dataclass(frozen=True)
 class Data:
     """What a task trains on, chooses learning rates on, and is judged on.

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from adaptive_subset import AdaptiveSubsetSampler, Selector, WeightedLoss, select_in_batch
-from benchmarks.arena.data import Data, Samples
+from benchmarks.arena.data import Batches, Data, Samples, as_it_is
 from benchmarks.arena.methods import Method, Plan
 from benchmarks.arena.tasks import Task
 
@@ -50,7 +50,9 @@ class Epochs:
         self.steps = task.epochs * self.budget // task.batch_size
         self.criterion: nn.Module = nn.CrossEntropyLoss(label_smoothing=task.label_smoothing)
         self.sampler: AdaptiveSubsetSampler | None = None
+        train = Batches(data.train)
         loading: dict[str, Any] = {"batch_size": task.batch_size, "drop_last": True}
+        loading["collate_fn"] = as_it_is
         strategy = None if method.strategy is None else method.strategy(plan)
         self.within = strategy if method.within > 1 else None
         self._batch_size, self._seed = task.batch_size, seed
@@ -58,12 +60,13 @@ class Epochs:
             loading["batch_size"] *= method.within
             generator = torch.Generator().manual_seed(seed)
             self.loader: DataLoader[Any] = DataLoader(
-                data.train, shuffle=True, generator=generator, **loading
+                train, shuffle=True, generator=generator, **loading
             )
             return
         selector = Selector(
-            data.train,
+            train,
             strategy,
+            pool=data.train,
             budget=None if strategy.sizes_itself else self.budget,
             pool_fraction=method.pool_fraction if strategy.needs_gradients else 1.0,
             validation=data.reference if method.reference else None,
