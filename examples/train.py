@@ -18,17 +18,18 @@ import dataclasses
 import hashlib
 import json
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import data
-import energy
 import models
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from adaptive_subset import STRATEGIES, AdaptiveSubsetSampler, Selector, WeightedLoss
+from adaptive_subset.energy import EnergyError, EnergyMeter
 
 try:
     import report
@@ -91,23 +92,21 @@ def train(method: str, images: data.Data, options: argparse.Namespace, seed: int
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     seconds, curve = 0.0, []
-    meter = energy.Meter() if options.energy else None
+    meter = EnergyMeter() if options.energy else None
     for epoch in range(epochs):
         start = clock(device)
-        if meter is not None:
-            meter.start()
         model.train()
         if sampler is not None:
-            sampler.maybe_reselect(model, epoch)
-        for x, y in loader:
-            loss = criterion(model(x.to(device)), y.to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        schedule.step()
+            with counted("selection", meter):
+                sampler.maybe_reselect(model, epoch)
+        with counted("training", meter):
+            for x, y in loader:
+                loss = criterion(model(x.to(device)), y.to(device))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            schedule.step()
         seconds += clock(device) - start
-        if meter is not None:
-            meter.stop()
         # Training on all the data may be stopped after any epoch, at the time of a subset run.
         if method in FULL or (epoch + 1) % max(1, epochs // 20) == 0 or epoch + 1 == epochs:
             reached = accuracy(model, images.test, device)
@@ -117,7 +116,8 @@ def train(method: str, images: data.Data, options: argparse.Namespace, seed: int
     return {
         "accuracy": curve[-1]["accuracy"],
         "seconds": seconds,
-        "joules": meter.joules if meter is not None else None,
+        "joules": None if meter is None else meter.total(),
+        "joules_by_phase": None if meter is None else meter.joules,
         "selection_seconds": sum(s["forward_seconds"] + s["solver_seconds"] for s in history),
         "curve": curve,
         "selections": history,
@@ -133,6 +133,11 @@ def accuracy(model: nn.Module, test: data.Images, device: torch.device) -> float
         return int((model(x.to(device)).argmax(1) == y.to(device)).sum())
 
     return sum(hits(x, y) for x, y in DataLoader(test, batch_size=1000)) / len(test)
+
+
+def counted(phase: str, meter: EnergyMeter | None) -> AbstractContextManager[None]:
+    """Counts energy as that of `phase`, if any is measured."""
+    return nullcontext() if meter is None else meter.phase(phase)
 
 
 def clock(device: torch.device) -> float:
@@ -152,8 +157,8 @@ def main(arguments: list[str] | None = None) -> None:
         x = torch.zeros(options.batch_size, *images.shape, device=options.device)
         model(x).sum().backward()  # warm up: what comes first would seem slower
         if options.energy:
-            energy.Meter()  # now, if there is none
-    except (data.DataError, models.ModelError, energy.EnergyError) as error:
+            EnergyMeter()  # now, if there is none
+    except (data.DataError, models.ModelError, EnergyError) as error:
         raise SystemExit(str(error)) from error
 
     aside = ("methods", "seeds", "device", "out")

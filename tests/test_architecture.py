@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adaptive_subset"
 # From the bottom up; what stands beside each other does not import one another across folders.
 LAYERS = (
-    ("checks",),
+    ("checks", "energy"),
     ("randomness", "precision", "items", "selection", "distributed", "loss_record"),
     ("gradients",),
     ("strategies",),

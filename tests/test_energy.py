@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from adaptive_subset.energy import EnergyError, EnergyMeter
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
-
-
-@pytest.fixture
-def energy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(EXAMPLES)
-    import energy
-
-    return energy
 
 
 class Counters:
@@ -56,57 +50,105 @@ def counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counters:
     return made
 
 
-def test_stretches_add_up_in_joules(energy: ModuleType, counters: Counters) -> None:
-    meter = energy.Meter()
-    meter.start()
-    counters.set("package-0", 5_000_000)
-    counters.set("core", 4_000_000)  # part of the package: not counted twice
-    counters.set("dram", 1_000_000)
-    counters.gpu = 2_000
-    meter.stop()
-    assert meter.joules == pytest.approx(5 + 1 + 2)
-    counters.set("package-0", 50_000_000)  # between stretches: not counted
-    meter.start()
-    counters.set("package-0", 51_000_000)
-    meter.stop()
-    assert meter.joules == pytest.approx(9)
+def test_phases_add_up_in_joules(counters: Counters) -> None:
+    meter = EnergyMeter()
+    with meter.phase("training"):
+        counters.set("package-0", 5_000_000)
+        counters.set("core", 4_000_000)  # part of the package: not counted twice
+        counters.set("dram", 1_000_000)
+        counters.gpu = 2_000
+    counters.set("package-0", 50_000_000)  # between phases: not counted
+    with meter.phase("selection"):
+        counters.set("package-0", 53_000_000)
+    with meter.phase("training"):
+        counters.set("package-0", 54_000_000)
+    training = {"package_0": 5.0 + 1.0, "dram_0": 1.0, "nvidia_gpu_0": 2.0}
+    assert meter.joules["training"] == pytest.approx(training)
+    assert meter.total("training") == pytest.approx(9)
+    assert meter.total("selection") == pytest.approx(3)
+    assert meter.total() == pytest.approx(12)
+    assert meter.total("evaluation") == 0
 
 
-def test_a_counter_that_starts_again_from_zero(energy: ModuleType, counters: Counters) -> None:
-    meter = energy.Meter()
+def test_a_counter_that_starts_again_from_zero(counters: Counters) -> None:
+    meter = EnergyMeter()
     counters.set("package-0", 999_000_000)
     counters.set("dram", 998_000_000)
-    meter.start()
-    counters.set("package-0", 2_000_000)
-    counters.set("dram", 0)
-    meter.stop()
-    assert meter.joules == pytest.approx(3 + 2)
+    with meter.phase("training"):
+        counters.set("package-0", 2_000_000)
+        counters.set("dram", 0)
+    assert meter.total() == pytest.approx(3 + 2)
 
 
-def test_a_machine_without_counters_is_one_line(
-    energy: ModuleType, counters: Counters, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_counter_that_starts_again_several_times(counters: Counters) -> None:
+    meter = EnergyMeter(interval=0.01)
+    with meter.phase("training"):
+        for turn in range(6):  # 400 J each, of a counter that holds 1000
+            counters.set("package-0", (turn + 1) * 400_000_000 % 1_000_000_000)
+            before = meter.total()
+            while meter.total() == before:
+                time.sleep(0.005)
+    assert meter.total() == pytest.approx(2400)
+
+
+def test_a_phase_that_fails_counts_and_ends(counters: Counters) -> None:
+    meter = EnergyMeter()
+
+    def fail() -> None:
+        with meter.phase("training"):
+            counters.set("dram", 7_000_000)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with meter.phase("training"):
+        pass
+    assert meter.total() == pytest.approx(7)
+
+
+def test_a_phase_within_another_would_count_twice(counters: Counters) -> None:
+    meter = EnergyMeter()
+    with (
+        meter.phase("training"),
+        pytest.raises(RuntimeError, match="`phase` must not lie inside another"),
+        meter.phase("selection"),
+    ):
+        pass
+
+
+def test_a_machine_without_counters_says_what_is_missing(
+    counters: Counters, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("pyJoules.device.rapl_device.RAPL_API_DIR", str(tmp_path / "none"))
+    missing = str(tmp_path / "none")
+    monkeypatch.setattr("pyJoules.device.rapl_device.RAPL_API_DIR", missing)
+    meter = EnergyMeter()
+    assert meter.missing == [f"{missing} is missing"]
+    with meter.phase("training"):
+        counters.gpu = 1_500
+    assert meter.joules == {"training": {"nvidia_gpu_0": pytest.approx(1.5)}}
     monkeypatch.setattr("pyJoules.device.nvidia_device.pynvml.nvmlDeviceGetCount", lambda: 0)
-    with pytest.raises(energy.EnergyError, match="no energy counter found"):
-        energy.Meter()
+    with pytest.raises(EnergyError, match=f"can be read: {missing} is missing; NVML finds no GPU"):
+        EnergyMeter()
 
 
-def test_counters_for_root_only_are_one_line(
-    energy: ModuleType, counters: Counters, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counters_for_root_only_say_so(counters: Counters, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise PermissionError(13, "Permission denied", "energy_uj")
 
-    monkeypatch.setattr("pyJoules.energy_meter.EnergyMeter.start", refuse)
-    with pytest.raises(energy.EnergyError, match="energy_uj may be read by root only"):
-        energy.Meter()
+    monkeypatch.setattr("pyJoules.device.rapl_device.RaplDevice.get_energy", refuse)
+    assert EnergyMeter().missing == [
+        "package_0 cannot be read: [Errno 13] Permission denied: 'energy_uj'"
+    ]
 
 
 @pytest.mark.slow
 def test_the_comparison_reports_energy(
-    energy: ModuleType, counters: Counters, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    counters: Counters,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
     import train
 
     arguments = ["--methods", "random", "--epochs", "1", "--seeds", "0", "--energy"]
