@@ -355,7 +355,7 @@ def test_a_trimmed_pool_leaves_out_the_highest_that_are_known(
     unknown: int, share: float, trim: float
 ) -> None:
     known = losses(1, unknown)
-    found = chosen(PerEpoch(draw=draws.LargestOfPool(share, trim)), known, 2, BUDGET)
+    found = chosen(OrderDP(share, trim), known, 2, BUDGET)
     pool = shuffled(3, 2)[: round(BUDGET / share)]
     out = sorted((i for i in pool if not known[i].isnan()), key=lambda i: -float(known[i]))
     pool = [i for i in pool if i not in out[: min(int(trim * len(pool)), len(pool) - BUDGET)]]
@@ -549,7 +549,7 @@ def test_falling_sizes_need_the_number_of_epochs() -> None:
 
 def test_named_methods_can_be_changed_like_data() -> None:
     assert replace(OrderDP(), share=0.5) == OrderDP(0.5)
-    assert repr(OrderDP(0.5)) == "OrderDP(share=0.5)"
+    assert repr(OrderDP(0.5)) == "OrderDP(share=0.5, trim=0.0)"
     with pytest.raises(ValueError, match="`share`"):
         replace(OrderDP(), share=2.0)
 

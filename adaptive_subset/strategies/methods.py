@@ -77,17 +77,21 @@ class OrderDP(Combination):
     them with the largest last losses. That is unbiased training on a surrogate loss, the mean of
     the k largest of s.
 
-    Deviation: samples that were not trained on yet count as the largest; the paper gives them a
-    loss of 3.
+    Deviations: samples that were not trained on yet count as the largest; the paper gives them a
+    loss of 3. `trim` is not in the paper.
 
     Args:
         share: k / s in (0, 1]; the paper's is 0.6, with a pool of half of the data.
+        trim: in [0, 1 − share], the share of the pool with the largest losses that is left out:
+            about the share of wrong labels. In imbalanced data these are the rare classes, so
+            leave it at 0 there.
     """
 
     share: float = 0.6
+    trim: float = 0.0
 
     def parts(self) -> PerEpoch:
-        return PerEpoch(LastLoss(), LargestOfPool(self.share), Constant())
+        return PerEpoch(LastLoss(), LargestOfPool(self.share, self.trim), Constant())
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from adaptive_subset import (
     SeTaByBatch,
     Strategy,
 )
-from adaptive_subset.strategies.draws import LargestOfPool
-from adaptive_subset.strategies.scores import LastLoss, MovingAverage
+from adaptive_subset.strategies.draws import LargestOfPool, Proportional
+from adaptive_subset.strategies.scores import MovingAverage
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Method:
         selections: how many there are in a run; None for one in each epoch.
         pool_fraction, warm_start, weights: see `Selector` and `AdaptiveSubsetSampler`.
         reference: match the gradient of the task's clean reference set, where it has one.
+        balanced: score samples by the inverse size of their class.
         within: choose in each step, of a batch of this many times the size from all data.
     """
 
@@ -59,6 +60,7 @@ class Method:
     warm_start: float = 0.0
     weights: Literal["mean-one", "matched"] = "mean-one"
     reference: bool = False
+    balanced: bool = False
     within: int = 1
 
     def every(self, plan: Plan) -> int:
@@ -72,6 +74,8 @@ class Method:
         fixed = {name: getattr(self, name) for name in names}
         if self.weights != "mean-one":  # earlier runs do not name what was the only way
             fixed["weights"] = self.weights
+        if self.balanced:
+            fixed["balanced"] = True
         if self.within > 1:
             fixed["within"] = self.within
         return {"strategy": repr(self.strategy(plan)), "every": self.every(plan), **fixed}
@@ -127,7 +131,7 @@ METHODS = {
     "seta-by-batch": Method(lambda plan: SeTaByBatch(epochs=_unsized_epochs(plan, 0.72))),
     "kakurenbo": Method(lambda plan: Kakurenbo(epochs=_unsized_epochs(plan, 0.8))),
     "random-sizes": Method(lambda plan: RandomSizes(plan.fraction, plan.epochs)),
-    "order-dp-trimmed": Method(lambda plan: PerEpoch(LastLoss(), LargestOfPool(0.6, 0.2))),
+    "order-dp-trimmed": Method(lambda plan: OrderDP(trim=0.2)),
     "order-dp-average": Method(lambda plan: PerEpoch(MovingAverage(0.5), LargestOfPool(0.6))),
     "order-dp-half": Method(lambda plan: OrderDP(0.5)),
     "gradmatch-paper": Method(lambda plan: GradMatch(), selections=5),
@@ -136,6 +140,7 @@ METHODS = {
     "gradient-norm": Method(lambda plan: GradientNorm(), selections=20, pool_fraction=0.25),
     "gradmatch-pb": Method(lambda plan: GradMatchPB(batch_size=plan.batch_size), selections=5),
 }
+METHODS["balanced"] = Method(lambda plan: PerEpoch(draw=Proportional(0.1)), balanced=True)
 METHODS["in-batch-loss"] = Method(lambda plan: PerEpoch(draw=LargestOfPool(0.5)), within=2)
 METHODS["in-batch-gradmatch"] = Method(lambda plan: GradMatch(scope="global"), within=2)
 METHODS["gradmatch-matched"] = replace(METHODS["gradmatch"], weights="matched")

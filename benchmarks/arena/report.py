@@ -68,7 +68,40 @@ def write(race: Race, path: Path) -> None:
             sections.append(f"Not run here: {', '.join(names)}.\n")
     if idle:
         sections.append("## Not run\n\n" + "\n".join(f"- {about}" for about in idle) + "\n")
+    sections.insert(1, glance(race))
     path.write_text("\n".join(sections))
+
+
+def glance(race: Race, fraction: float = 0.1) -> str:
+    """For each task, at one budget, the best method by validation beside the baselines."""
+    rows: list[Sequence[str]] = []
+    for name, task in race.tasks.items():
+        found = entries(race, name)
+        some = {e.method: e for e in found if e.fraction == fraction}
+        if ALL not in some or FRESH not in some:
+            continue
+        most = max(len(entry.accuracy) for entry in some.values())
+        others = [
+            entry
+            for entry in some.values()
+            if entry.method not in BASELINES and len(entry.accuracy) == most
+        ]
+        best = max(others, key=lambda e: e.validation, default=None)
+        cells = [task.about, *(reached(some[method]) for method in (ALL, FRESH))]
+        if best is not None:
+            short, fresh = at_equal_time(best, found), at_equal_steps(best, some[FRESH])
+            cells += [f"`{best.method}` {reached(best)}", written(short), written(fresh)]
+        rows.append(cells)
+    heads = ("task", f"`{ALL}`", f"`{FRESH}`", "best of the others, by validation")
+    against = (f"− `{ALL}`, equal time", f"− `{FRESH}`, equal steps")
+    table = markdown((*heads, *against), rows)
+    return f"## At a glance, at {100 * fraction:g} %\n\n{table}\n"
+
+
+def reached(entry: Entry) -> str:
+    """Test accuracy with its standard error."""
+    error = standard_error(tuple(entry.accuracy.values()))
+    return f"{entry.mean:.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
 def methods(found: list[Entry]) -> set[str]:
@@ -83,13 +116,12 @@ def table(some: list[Entry], found: list[Entry]) -> str:
     of = {entry.method: entry for entry in some}
     rows: list[Sequence[str]] = []
     for entry in sorted(some, key=lambda e: -e.mean):
-        error = standard_error(tuple(entry.accuracy.values()))
         rows.append(
             (
                 f"`{entry.method}`",
                 str(len(entry.accuracy)),
                 f"{entry.rate:g}" + (" †" if entry.at_edge else ""),
-                f"{entry.mean:.2f}" + ("" if error is None else f" ± {error:.2f}"),
+                reached(entry),
                 f"{entry.seconds:.0f}",
                 f"{entry.selecting:.1f}",
                 f"{entry.samples:,}",

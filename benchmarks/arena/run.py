@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -12,7 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from adaptive_subset import AdaptiveSubsetSampler, Selector, WeightedLoss, select_in_batch
+from adaptive_subset import (
+    AdaptiveSubsetSampler,
+    PerEpoch,
+    Selector,
+    WeightedLoss,
+    select_in_batch,
+)
+from adaptive_subset.strategies.scores import Given
 from benchmarks.arena.data import Batches, Data, Samples, as_it_is
 from benchmarks.arena.methods import Method, Plan
 from benchmarks.arena.tasks import Task
@@ -54,6 +62,10 @@ class Epochs:
         loading: dict[str, Any] = {"batch_size": task.batch_size, "drop_last": True}
         loading["collate_fn"] = as_it_is
         strategy = None if method.strategy is None else method.strategy(plan)
+        if method.balanced:
+            assert isinstance(strategy, PerEpoch)
+            inverse = 1 / data.train.labels.bincount()[data.train.labels]
+            strategy = replace(strategy, score=Given(inverse))
         self.within = strategy if method.within > 1 else None
         self._batch_size, self._seed = task.batch_size, seed
         if strategy is None or self.within is not None:
