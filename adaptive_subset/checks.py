@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import operator
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -102,6 +104,12 @@ def shown(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     return f"a {type(value).__name__}"
+
+
+def digest(values: Tensor) -> str:
+    """What tells given values on the CPU from others, short enough for a configuration."""
+    content = hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
+    return f"<{len(values)} values, {content}>"
 
 
 def check_state(name: str, state: Any, fields: Mapping[str, Any]) -> None:

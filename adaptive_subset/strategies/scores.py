@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adaptive_subset.checks import check_fields, shown
+from adaptive_subset.checks import check_fields, digest, shown
 from adaptive_subset.loss_record import Memory
 from adaptive_subset.strategies.strategy import Candidates
 
@@ -172,7 +171,7 @@ class Given(Score):
         object.__setattr__(self, "values", _checked("values", self.values))
 
     def __repr__(self) -> str:
-        return f"Given({_digest(self.values)})"
+        return f"Given({digest(self.values)})"
 
     def of(self, candidates: Candidates) -> Tensor:
         """See `Score.of`."""
@@ -201,7 +200,7 @@ class ReducibleLoss(Score):
         object.__setattr__(self, "irreducible", _checked("irreducible", self.irreducible))
 
     def __repr__(self) -> str:
-        return f"ReducibleLoss({_digest(self.irreducible)})"
+        return f"ReducibleLoss({digest(self.irreducible)})"
 
     def of(self, candidates: Candidates) -> Tensor:
         """See `Score.of`."""
@@ -230,9 +229,3 @@ def _fitting(name: str, values: Tensor, candidates: Candidates) -> Tensor:
             f"got {len(values)}. Compute them on the dataset that is trained on."
         )
     return values
-
-
-def _digest(values: Tensor) -> str:
-    """What tells given values from others, short enough for a configuration."""
-    digest = hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
-    return f"<{len(values)} values, {digest}>"

@@ -29,7 +29,7 @@ from adaptive_subset import (
     Strategy,
 )
 from adaptive_subset.strategies.draws import LargestOfPool, Proportional
-from adaptive_subset.strategies.scores import MovingAverage
+from adaptive_subset.strategies.scores import Equal, MovingAverage
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Method:
         selections: how many there are in a run; None for one in each epoch.
         pool_fraction, warm_start, weights: see `Selector` and `AdaptiveSubsetSampler`.
         reference: match the gradient of the task's clean reference set, where it has one.
-        balanced: score samples by the inverse size of their class.
+        by_class: draw as many of each class, by scores within it.
         within: choose in each step, of a batch of this many times the size from all data.
     """
 
@@ -60,7 +60,7 @@ class Method:
     warm_start: float = 0.0
     weights: Literal["mean-one", "matched"] = "mean-one"
     reference: bool = False
-    balanced: bool = False
+    by_class: bool = False
     within: int = 1
 
     def every(self, plan: Plan) -> int:
@@ -74,8 +74,8 @@ class Method:
         fixed = {name: getattr(self, name) for name in names}
         if self.weights != "mean-one":  # earlier runs do not name what was the only way
             fixed["weights"] = self.weights
-        if self.balanced:
-            fixed["balanced"] = True
+        if self.by_class:
+            fixed["by_class"] = True
         if self.within > 1:
             fixed["within"] = self.within
         return {"strategy": repr(self.strategy(plan)), "every": self.every(plan), **fixed}
@@ -140,7 +140,9 @@ METHODS = {
     "gradient-norm": Method(lambda plan: GradientNorm(), selections=20, pool_fraction=0.25),
     "gradmatch-pb": Method(lambda plan: GradMatchPB(batch_size=plan.batch_size), selections=5),
 }
-METHODS["balanced"] = Method(lambda plan: PerEpoch(draw=Proportional(0.1)), balanced=True)
+METHODS["balanced"] = Method(lambda plan: PerEpoch(Equal(), Proportional()), by_class=True)
+METHODS["order-dp-balanced"] = replace(METHODS["order-dp"], by_class=True)
+METHODS["order-dp-trimmed-balanced"] = replace(METHODS["order-dp-trimmed"], by_class=True)
 METHODS["in-batch-loss"] = Method(lambda plan: PerEpoch(draw=LargestOfPool(0.5)), within=2)
 METHODS["in-batch-gradmatch"] = Method(lambda plan: GradMatch(scope="global"), within=2)
 METHODS["gradmatch-matched"] = replace(METHODS["gradmatch"], weights="matched")

@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader
 
 from adaptive_subset import (
     AdaptiveSubsetSampler,
-    PerEpoch,
     Selector,
     WeightedLoss,
     select_in_batch,
 )
-from adaptive_subset.strategies.scores import Given
+from adaptive_subset.strategies.by_group import ByGroup
+from adaptive_subset.strategies.per_epoch import Combination
 from benchmarks.arena.data import Batches, Data, Samples, as_it_is
 from benchmarks.arena.methods import Method, Plan
 from benchmarks.arena.tasks import Task
@@ -62,10 +62,10 @@ class Epochs:
         loading: dict[str, Any] = {"batch_size": task.batch_size, "drop_last": True}
         loading["collate_fn"] = as_it_is
         strategy = None if method.strategy is None else method.strategy(plan)
-        if method.balanced:
-            assert isinstance(strategy, PerEpoch)
-            inverse = 1 / data.train.labels.bincount()[data.train.labels]
-            strategy = replace(strategy, score=Given(inverse))
+        if method.by_class:
+            assert isinstance(strategy, Combination)
+            parts = strategy.parts()
+            strategy = replace(parts, draw=ByGroup(parts.draw, data.train.labels, "equal"))
         self.within = strategy if method.within > 1 else None
         self._batch_size, self._seed = task.batch_size, seed
         if strategy is None or self.within is not None:
