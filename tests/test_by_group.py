@@ -41,7 +41,7 @@ def test_each_group_is_drawn_from_as_if_it_were_alone() -> None:
     again = seeded(0, 3, Purpose.SELECTION)
     expected = []
     for group, size in ((0, 3), (2, 18), (7, 9)):
-        members = (group == GROUPS).nonzero()[:, 0]
+        members = torch.nonzero(GROUPS.eq(group))[:, 0]
         part = within.draw(LOSSES[members], size, epoch=3, generator=again)
         expected += members[part.positions].tolist()
     assert found.positions.tolist() == expected
