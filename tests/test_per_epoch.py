@@ -188,7 +188,7 @@ def test_every_method_is_in_the_table_of_the_docs() -> None:
         and kind.__module__ == module.__name__
         and not (name.startswith("_") or name in ("Score", "Draw", "Size"))
     }
-    assert len(parts) == 16
+    assert len(parts) == 17
     assert [name for name in parts if f"`{name}" not in page] == []
 
 
@@ -250,6 +250,17 @@ def test_scores_are_those_of_a_loop_over_the_samples(score: scores.Score, read_e
         assert float(record.values[i]) == pytest.approx(last, nan_ok=True)
     assert found.isnan().any()
     assert not found.isnan().all()
+
+
+@pytest.mark.parametrize("least", [0.0, 0.5])  # the smallest loss with label smoothing is not 0
+def test_what_is_between_learned_and_wrong_scores_highest(least: float) -> None:
+    p = torch.tensor([1.0, 0.99, 0.9, 0.5, 0.2, 0.01, 1e-30])
+    known = torch.cat([least - p.log(), torch.tensor([torch.nan])])
+    found = scores.ThresholdCloseness().of(Candidates(8, losses=known))
+    assert found[:7].tolist() == pytest.approx((p * (1 - p)).tolist(), abs=1e-6)
+    assert bool(found[7].isnan())
+    nothing = torch.full((8,), torch.nan)
+    assert bool(scores.ThresholdCloseness().of(Candidates(8, losses=nothing)).isnan().all())
 
 
 def test_of_a_sample_that_comes_twice_in_a_batch_the_mean_loss_counts_once() -> None:

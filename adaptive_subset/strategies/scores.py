@@ -58,6 +58,25 @@ class LastLoss(Score):
 
 
 @dataclass(frozen=True)
+class ThresholdCloseness(Score):
+    """``p(1 − p)``: neither what is learned (p near 1) nor what looks wrong (p near 0).
+
+    Chang, Learned-Miller and McCallum, NeurIPS 2017, "Active Bias: Training More Accurate Neural
+    Networks by Emphasizing High Variance Samples", §3.3. Deviations: p is ``exp(m − ℓᵢ)`` with m
+    the smallest loss, which is the probability of the label for a cross-entropy, and about that
+    with label smoothing; it is that of the last training, not a mean over all.
+    """
+
+    def of(self, candidates: Candidates) -> Tensor:
+        """See `Score.of`."""
+        assert candidates.losses is not None
+        losses = candidates.losses
+        known = losses[~losses.isnan()]
+        p = (float(known.min()) - losses).exp() if len(known) else losses
+        return p * (1 - p)
+
+
+@dataclass(frozen=True)
 class _Average(Score, Memory):
     """``sᵢ ← f·sᵢ + (1 − f)·news`` whenever a sample is trained on; the first time it is the news.
 

@@ -29,7 +29,7 @@ from adaptive_subset import (
     Strategy,
 )
 from adaptive_subset.strategies.draws import LargestOfPool, Proportional
-from adaptive_subset.strategies.scores import Equal, MovingAverage
+from adaptive_subset.strategies.scores import Equal, MovingAverage, ThresholdCloseness
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,8 @@ METHODS = {
     "gradmatch-pb": Method(lambda plan: GradMatchPB(batch_size=plan.batch_size), selections=5),
 }
 METHODS["balanced"] = Method(lambda plan: PerEpoch(Equal(), Proportional()), by_class=True)
+METHODS["close"] = Method(lambda plan: PerEpoch(ThresholdCloseness(), LargestOfPool(0.6)))
+METHODS["close-balanced"] = replace(METHODS["close"], by_class=True)
 METHODS["order-dp-balanced"] = replace(METHODS["order-dp"], by_class=True)
 METHODS["order-dp-trimmed-balanced"] = replace(METHODS["order-dp-trimmed"], by_class=True)
 METHODS["in-batch-loss"] = Method(lambda plan: PerEpoch(draw=LargestOfPool(0.5)), within=2)
