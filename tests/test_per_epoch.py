@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from adaptive_subset import (
     STRATEGIES,
     AdaptiveSubsetSampler,
+    Borderline,
     Candidates,
     Choice,
     FreshRandom,
@@ -165,6 +167,7 @@ def test_the_table_is_what_the_methods_are() -> None:
         "gradient-norm": PerEpoch(scores.LastLayerNorm(), draws.Proportional(0.1, True)),
         "loss-sampling": PerEpoch(last, draws.Proportional(0.5)),
         "order-dp": PerEpoch(last, draws.LargestOfPool(0.6)),
+        "borderline": PerEpoch(scores.ThresholdCloseness(), draws.LargestOfPool(0.6)),
         "infobatch": PerEpoch(last, half, sizes.FullAtEnd(None)),
         "infobatch-by-batch": PerEpoch(batch, half, sizes.FullAtEnd(None)),
         "seta": PerEpoch(last, window, sizes.FullAtEnd(None, fraction=0.9)),
@@ -261,6 +264,20 @@ def test_what_is_between_learned_and_wrong_scores_highest(least: float) -> None:
     assert bool(found[7].isnan())
     nothing = torch.full((8,), torch.nan)
     assert bool(scores.ThresholdCloseness().of(Candidates(8, losses=nothing)).isnan().all())
+
+
+@pytest.mark.parametrize("unknown", [0, 20, N])
+def test_borderline_trains_on_what_is_nearest_to_the_threshold_of_a_pool(unknown: int) -> None:
+    known = losses(2, unknown)
+    found = chosen(Borderline(0.5), known, 1, BUDGET)
+    least = min((float(loss) for loss in known if not loss.isnan()), default=0.0)
+
+    def closeness(i: int) -> float:
+        p = math.exp(least - float(known[i]))
+        return math.inf if math.isnan(p) else p * (1 - p)
+
+    pool = shuffled(3, 1)[: 2 * BUDGET]
+    assert set(found) == set(sorted(pool, key=lambda i: -closeness(i))[:BUDGET])
 
 
 def test_of_a_sample_that_comes_twice_in_a_batch_the_mean_loss_counts_once() -> None:

@@ -8,6 +8,7 @@ from adaptive_subset.strategies.craig import CRAIG, CRAIGPB
 from adaptive_subset.strategies.glister import GLISTER
 from adaptive_subset.strategies.gradmatch import GradMatch, GradMatchPB
 from adaptive_subset.strategies.methods import (
+    Borderline,
     GradientNorm,
     InfoBatch,
     InfoBatchByBatch,
@@ -34,6 +35,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "gradient-norm": GradientNorm,
     "loss-sampling": LossSampling,
     "order-dp": OrderDP,
+    "borderline": Borderline,
     "infobatch": InfoBatch,
     "infobatch-by-batch": InfoBatchByBatch,
     "seta": SeTa,
@@ -64,6 +66,7 @@ __all__ = [
     "CRAIGPB",
     "GLISTER",
     "STRATEGIES",
+    "Borderline",
     "Candidates",
     "Choice",
     "FreshRandom",

@@ -12,7 +12,14 @@ from adaptive_subset.strategies.draws import (
     Window,
 )
 from adaptive_subset.strategies.per_epoch import Combination, PerEpoch
-from adaptive_subset.strategies.scores import BatchLoss, Equal, LastLayerNorm, LastLoss, Score
+from adaptive_subset.strategies.scores import (
+    BatchLoss,
+    Equal,
+    LastLayerNorm,
+    LastLoss,
+    Score,
+    ThresholdCloseness,
+)
 from adaptive_subset.strategies.sizes import Constant, Falling, FullAtEnd
 
 
@@ -92,6 +99,26 @@ class OrderDP(Combination):
 
     def parts(self) -> PerEpoch:
         return PerEpoch(LastLoss(), LargestOfPool(self.share, self.trim), Constant())
+
+
+@dataclass(frozen=True)
+class Borderline(Combination):
+    """Of a fresh uniform pool the samples that are neither learned nor look wrong, equal weights.
+
+    The draw of `OrderDP` with the score of Active Bias (Chang et al., NeurIPS 2017): each epoch
+    draws ``s = k / share`` samples uniformly and trains on the k of them whose ``p(1 − p)`` is
+    largest, with p the probability that their label had when they were last trained on, see
+    `ThresholdCloseness`. Samples that were not trained on yet come first. Where `OrderDP` goes for
+    wrong labels, this leaves them out, without being told how many there are.
+
+    Args:
+        share: k / s in (0, 1].
+    """
+
+    share: float = 0.6
+
+    def parts(self) -> PerEpoch:
+        return PerEpoch(ThresholdCloseness(), LargestOfPool(self.share), Constant())
 
 
 @dataclass(frozen=True)

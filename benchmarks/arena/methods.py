@@ -12,6 +12,7 @@ import torch
 from adaptive_subset import (
     CRAIG,
     GLISTER,
+    Borderline,
     Candidates,
     Choice,
     FreshRandom,
@@ -29,7 +30,7 @@ from adaptive_subset import (
     Strategy,
 )
 from adaptive_subset.strategies.draws import LargestOfPool, Proportional
-from adaptive_subset.strategies.scores import Equal, MovingAverage, ThresholdCloseness
+from adaptive_subset.strategies.scores import Equal, MovingAverage
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ METHODS = {
     "full-short": Method(None),
     "fresh-random": Method(lambda plan: FreshRandom()),
     "order-dp": Method(lambda plan: OrderDP()),
+    "borderline": Method(lambda plan: Borderline()),
     "loss-sampling": Method(lambda plan: LossSampling()),
     "gradmatch": Method(lambda plan: GradMatch(), selections=20, pool_fraction=0.25),
     "infobatch": Method(lambda plan: InfoBatch(epochs=_unsized_epochs(plan, 0.7))),
@@ -141,8 +143,7 @@ METHODS = {
     "gradmatch-pb": Method(lambda plan: GradMatchPB(batch_size=plan.batch_size), selections=5),
 }
 METHODS["balanced"] = Method(lambda plan: PerEpoch(Equal(), Proportional()), by_class=True)
-METHODS["close"] = Method(lambda plan: PerEpoch(ThresholdCloseness(), LargestOfPool(0.6)))
-METHODS["close-balanced"] = replace(METHODS["close"], by_class=True)
+METHODS["borderline-balanced"] = replace(METHODS["borderline"], by_class=True)
 METHODS["order-dp-balanced"] = replace(METHODS["order-dp"], by_class=True)
 METHODS["order-dp-trimmed-balanced"] = replace(METHODS["order-dp-trimmed"], by_class=True)
 METHODS["in-batch-loss"] = Method(lambda plan: PerEpoch(draw=LargestOfPool(0.5)), within=2)
