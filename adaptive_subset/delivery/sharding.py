@@ -62,18 +62,8 @@ class Sharding:
         return 1, 0
 
     def check(self, strategy: Strategy, size: int | None) -> None:
-        """Raise a ValueError where an epoch of `size` samples, if known, cannot be shared.
-
-        It cannot where a process gets none of it, or where `strategy` needs the losses of all.
-        """
-        shares = self.shares()[0]
-        processes, unit = max(world()[0], shares), strategy.batch_size or 1
-        if strategy.needs_losses and processes > 1:
-            raise ValueError(
-                f"`num_replicas` must be 1 for {strategy!r}, in a run of one process, got "
-                f"{processes} processes, each of which would know the losses of its own samples "
-                "only. Use another strategy."
-            )
+        """Raise a ValueError where a process gets nothing of an epoch of `size` samples."""
+        shares, unit = self.shares()[0], strategy.batch_size or 1
         if size is not None and size // unit < shares:
             raise ValueError(
                 f"`budget` must give each of {shares} ranks at least {unit} samples, got {size}. "
