@@ -180,7 +180,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
 
     def _question(self, epoch: int) -> dict[str, Any]:
         epoch = natural("epoch", epoch)
-        self._sharding.check(self.selector.strategy, None)
+        self._sharding.check_losses(self.selector.strategy)
         return {
             "epoch": epoch,
             "selection": None if self.selection is None else self.selection.fingerprint(),

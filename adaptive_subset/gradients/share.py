@@ -128,8 +128,9 @@ def read_shares(
         return sum(len(part.gradients) for part in found)
 
     edges = torch.tensor([0, *ranks.step(read)]).cumsum(0)
-    empty = ranks.first(lambda: _without_samples(found[0]))
-    part = found[0] if found else _on_device(*empty, readable(model), criterion)
+    empty = ranks.first(lambda: _Empty.like(found[0]))
+    device = next(readable(model).parameters()).device
+    part = found[0] if found else empty.on(device, criterion)
     told = ranks.step(lambda: (part.last_layer is not None, part.classes))
     if not all(is_last for is_last, _ in told):
         part = replace(part, last_layer=None)
@@ -137,29 +138,36 @@ def read_shares(
     return Share(ranks, edges, part, torch.cat(classes) if len(classes) == len(told) else None)
 
 
-def _without_samples(part: PoolGradients) -> tuple[Gradients, Tensor, tuple[Tensor, Tensor] | None]:
-    """The gradients, targets, and features and weight of the last layer, of none of its samples."""
-    gradients, layer = part.gradients, part.last_layer
-    rows = [rows[:0].cpu().clone() for rows in gradients.rows()]
-    last = None if layer is None else (layer.features[:0].cpu().clone(), layer.weight.cpu())
-    return gradients.with_rows(rows), part.targets[:0].cpu().clone(), last
+@dataclass(frozen=True, eq=False)
+class _Empty:
+    """What a rank that reads nothing has, as rank 0 has it; on the CPU."""
+
+    gradients: Gradients
+    targets: Tensor
+    weight: Tensor | None  # of the last layer
+    features: Tensor | int | None  # that enter it, or which of the gradients' rows they are
+
+    @classmethod
+    def like(cls, part: PoolGradients) -> _Empty:
+        held, layer = part.gradients.rows(), part.last_layer
+        gradients = part.gradients.with_rows([_none_of(rows) for rows in held])
+        if layer is None:
+            return cls(gradients, _none_of(part.targets), None, None)
+        places = [place for place, rows in enumerate(held) if rows is layer.features]
+        features = places[0] if places else _none_of(layer.features)
+        return cls(gradients, _none_of(part.targets), layer.weight.cpu(), features)
+
+    def on(self, place: torch.device, criterion: Criterion) -> PoolGradients:
+        rows = [rows.to(place) for rows in self.gradients.rows()]
+        targets, layer, features = self.targets.to(place), None, self.features
+        if self.weight is not None and features is not None:
+            features = rows[features] if isinstance(features, int) else features.to(place)
+            layer = LastLayer(features, self.weight.to(place), targets, criterion)
+        return PoolGradients(self.gradients.with_rows(rows), targets, layer)
 
 
-def _on_device(
-    gradients: Gradients,
-    targets: Tensor,
-    last: tuple[Tensor, Tensor] | None,
-    model: nn.Module,
-    criterion: Criterion,
-) -> PoolGradients:
-    """What a rank that reads nothing has."""
-    place = next(model.parameters()).device
-    gradients = gradients.with_rows([rows.to(place) for rows in gradients.rows()])
-    targets = targets.to(place)
-    layer = None
-    if last is not None:
-        layer = LastLayer(last[0].to(place), last[1].to(place), targets, criterion)
-    return PoolGradients(gradients, targets, layer)
+def _none_of(rows: Tensor) -> Tensor:
+    return rows[:0].cpu().clone()
 
 
 @contextmanager

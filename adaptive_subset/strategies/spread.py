@@ -161,7 +161,7 @@ def fair_owners(costs: list[int], ranks: int) -> list[int]:
 
     Example:
         >>> fair_owners([4, 9, 1, 4, 1], 2)
-        [1, 0, 0, 1, 1]
+        [1, 0, 1, 1, 0]
     """
     owners = [0] * len(costs)
     load = [(0, rank) for rank in range(ranks)]
