@@ -90,7 +90,8 @@ class Ranks:
         try:
             return [_outcome(answer, failure) for answer in answers]
         except BaseException as error:
-            self._ended = error
+            if any(told is not None for _, told in answers):
+                self._ended = error
             raise
 
     def first(self, compute: Callable[[], T]) -> T:

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.fx.experimental.symbolic_shapes  # autograd loads it: here once for all processes
 import torch.multiprocessing as mp
 
 
 def in_ranks(
-    ranks: int, work: Callable[[int], Any], folder: Path, timeout: float = 300
+    ranks: int, work: Callable[[int], Any], folder: Path, timeout: float = 60
 ) -> list[Any]:
     """What ``work(rank)`` returns on each of so many processes, forked from this one."""
     mp.start_processes(_rank, (ranks, work, folder, timeout), nprocs=ranks, start_method="fork")  # type: ignore[attr-defined]
