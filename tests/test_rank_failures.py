@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import time
 from collections.abc import Callable
@@ -19,7 +18,15 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.utils.data import Dataset
 
-from adaptive_subset import CRAIG, GradMatch, GradMatchPB, Selector, Strategy, distributed
+from adaptive_subset import (
+    CRAIG,
+    GradMatch,
+    GradMatchPB,
+    Selector,
+    Strategy,
+    distributed,
+    selector,
+)
 from adaptive_subset.strategies import gradmatch, spread
 from tests import models
 from tests.rank_runs import in_ranks, outcome
@@ -85,7 +92,7 @@ INSIDE: dict[str, tuple[Any, str, Strategy]] = {
     "solver": (gradmatch, "omp", GradMatch()),
     "between": (spread, "fair_owners", CRAIG()),
     "batches": (spread.SpreadCandidates, "_batches", GradMatchPB(batch_size=4)),
-    "end": (pickle, "loads", GradMatch()),
+    "end": (selector, "as_selection", GradMatch()),
 }
 
 
@@ -135,8 +142,11 @@ def outcomes(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable
         ("validation", "ValueError: broken sample"),
         *((name, f"ValueError: broken {what[1]}") for name, what in INSIDE.items()),
         ("one's own", "LookupError: no choice on rank 0"),
-        ("parameters", "RuntimeError: `model` must have the same parameters on all ranks, got "),
-        ("shape", "RuntimeError: `model` must have the same parameters on all ranks, got "),
+        (
+            "parameters",
+            "RuntimeError: `model` must have the same parameters and shapes on all ranks",
+        ),
+        ("shape", "RuntimeError: `model` must have the same parameters and shapes on all ranks"),
         ("no model", "TypeError: `model` must be a torch.nn.Module, got a NoneType"),
     ],
 )

@@ -195,7 +195,7 @@ def state_of_first_rank(ranks: Ranks, model: nn.Module, criterion: Criterion) ->
         ]
         if wrong:
             raise RuntimeError(
-                "`model` must have the same parameters on all ranks, got others for "
+                "`model` must have the same parameters and shapes on all ranks, got others for "
                 f"{', '.join(wrong[:5])}{', …' if len(wrong) > 5 else ''}. Wrap it in "
                 "DistributedDataParallel, or load the same state on all ranks."
             )
