@@ -143,14 +143,14 @@ CASES: dict[str, Options] = {
 }
 
 
-def network(case: Options) -> nn.Sequential:
+def network(case: Options) -> Any:
     torch.manual_seed(0)
     head = case.get("model", models.mlp)(classes=CLASSES)
     return nn.Sequential(nn.BatchNorm1d(6), head).eval()
 
 
 def select(case: Options, model: nn.Module) -> Selection:
-    options = {"dataset": data(), "fraction": 0.3, "criterion": nn.CrossEntropyLoss()}
+    options: Options = {"dataset": data(), "fraction": 0.3, "criterion": nn.CrossEntropyLoss()}
     options |= {"batch_size": 8, **case}
     options.pop("model", None)
     return Selector(options.pop("dataset"), options.pop("strategy"), **options).select(model, 1)
