@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from adaptive_subset.checks import shown
+from adaptive_subset.distributed import Ranks
 from adaptive_subset.gradients.per_sample import Criterion
-from adaptive_subset.gradients.source import GradientSource, Pool
+from adaptive_subset.gradients.share import read_shares, state_of_first_rank
+from adaptive_subset.gradients.source import GradientSource, Pool, PoolGradients, Reading
 from adaptive_subset.randomness import Purpose, seeded
 from adaptive_subset.strategies import Candidates, Strategy, Validation
+from adaptive_subset.strategies.spread import SpreadCandidates
 
 
 class CandidatePool:
@@ -72,6 +77,7 @@ class CandidatePool:
 
     def candidates(
         self,
+        ranks: Ranks,
         model: nn.Module,
         criterion: Criterion,
         losses: Tensor | None,
@@ -83,7 +89,8 @@ class CandidatePool:
         """The candidates of one selection, and the indices in the dataset (m,) they stand for.
 
         Args:
-            model, criterion: see `GradientSource.read`.
+            ranks: that read the pool together; all of them call this.
+            model, criterion: see `GradientSource.read`; on several ranks with rank 0's buffers.
             losses, kept: (n,) of training, see `Candidates`.
             seed, epoch: of the draw of a part of the pool.
 
@@ -98,20 +105,48 @@ class CandidatePool:
             indices = some = order[:m].sort().values
             losses = None if losses is None else losses[indices]
             kept = None if kept is None else kept[indices]
-        pool = self.source.read(model, criterion, some, m, partial(self._check_memory, m))
+        expect = partial(self._check_memory, m)
+        if ranks.size > 1:
+            return indices, self._spread(ranks, model, criterion, some, m, expect, losses, kept)
+        pool = self.source.read(model, criterion, some, m, expect)
         validation = None
         if self.validation is not None:
             other = self.validation.read(model, criterion, None, self.validation.size)
-            if (other.classes is None) != (pool.classes is None):
-                raise ValueError(
-                    "`validation` must have class labels exactly where the pool has them, got "
-                    f"targets of shape {tuple(other.targets.shape)} and "
-                    f"{tuple(pool.targets.shape)}."
-                )
+            _check_labels(pool, other)
             scale = m / len(other.gradients)
             validation = Validation(other.gradients, other.classes, scale, other.last_layer)
         return indices, Candidates(
             m, pool.gradients, pool.classes, validation, losses, pool.last_layer, kept
+        )
+
+    def _spread(
+        self,
+        ranks: Ranks,
+        model: nn.Module,
+        criterion: Criterion,
+        some: Tensor | None,
+        m: int,
+        expect: Callable[[int], None],
+        losses: Tensor | None,
+        kept: Tensor | None,
+    ) -> Candidates:
+        """The same of which each rank reads and holds a part."""
+        validation, scale = None, 1.0
+        with state_of_first_rank(ranks, model, criterion):
+            pool = read_shares(ranks, self.source, model, criterion, some, m, expect)
+            if self.validation is not None:
+                size = self.validation.size
+                validation = read_shares(ranks, self.validation, model, criterion, None, size)
+                _check_labels(pool.part, validation.part)
+                scale = m / len(validation)
+        return SpreadCandidates(
+            m,
+            classes=pool.classes,
+            losses=losses,
+            kept=kept,
+            share=pool,
+            validation_share=validation,
+            scale=scale,
         )
 
     def _check_memory(self, m: int, dim: int) -> None:
@@ -127,3 +162,33 @@ class CandidatePool:
                 "data without random transforms: Selector(..., pool=...).",
                 stacklevel=2,
             )
+
+
+def _check_labels(pool: PoolGradients, validation: PoolGradients) -> None:
+    if (validation.classes is None) != (pool.classes is None):
+        raise ValueError(
+            "`validation` must have class labels exactly where the pool has them, got targets of "
+            f"shape {tuple(validation.targets.shape)} and {tuple(pool.targets.shape)}."
+        )
+
+
+def source_of(
+    dataset: Pool, pool: Pool | None, source: GradientSource | None, reading: Reading
+) -> GradientSource:
+    """The `source` given to a Selector, or one that reads its `pool`, or `dataset`, as it says.
+
+    Raises:
+        TypeError: a `source` that is none, or an unknown argument.
+        ValueError: a `source` and what it replaces.
+    """
+    if source is not None and (pool is not None or reading):
+        raise ValueError(
+            "`source` must come alone, since it says what is read and how, got "
+            f"{', '.join([*(['pool'] if pool is not None else []), *reading])} beside it. "
+            "Give those to the GradientSource."
+        )
+    if unknown := sorted(set(reading) - set(Reading.__annotations__)):
+        raise TypeError(f"`reading` must be {', '.join(Reading.__annotations__)}, got {unknown}.")
+    if source is not None and not isinstance(source, GradientSource):
+        raise TypeError(f"`source` must be a GradientSource, got {shown(source)}.")
+    return source or GradientSource(dataset if pool is None else pool, **reading)

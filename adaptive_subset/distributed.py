@@ -1,14 +1,28 @@
-"""The only place that knows torch.distributed: which rank this is, and one answer for all."""
+"""The only place that knows torch.distributed: which rank this is, and what ranks do together."""
 
 from __future__ import annotations
 
+import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 T = TypeVar("T")
+
+#: How long ranks wait for one another in a selection, whatever the timeout of the run's own group:
+#: for the slowest share of the pass over the pool, or for the one rank that solves a problem of
+#: all. A rank that ends is noticed at once; this is for one that hangs.
+TIMEOUT = timedelta(hours=2)
+
+_beside: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # by default group: ours, of `TIMEOUT`
 
 
 def world() -> tuple[int, int]:
@@ -17,10 +31,140 @@ def world() -> tuple[int, int]:
     return (dist.get_world_size(), dist.get_rank()) if there else (1, 0)
 
 
-def agree(ask: Callable[[], dict[str, Any]]) -> None:
+class Ranks:
+    """The processes of a run, as far as they do something together; one process is rank 0 of 1.
+
+    All of them call the same methods in the same order. They meet in `step`s: what one rank raises
+    in a step ends all, and what it raises between two of them does so in `together`. Tensors travel
+    through gloo and main memory, also where the run's own group is NCCL's. Steps are not nested.
+
+    Attributes:
+        size, rank: how many there are, and which one this is.
+    """
+
+    def __init__(self, size: int, rank: int, group: Any = None) -> None:
+        self.size, self.rank = size, rank
+        self._group = group
+        self._ended: BaseException | None = None  # what all of them know of already
+
+    @classmethod
+    def of_run(cls) -> Ranks:
+        """Those of the default group. The first call makes the group beside it, on all ranks."""
+        size, rank = world()
+        if size == 1:
+            return cls(1, 0)
+        default: Any = dist.group.WORLD
+        if default not in _beside:
+            _beside[default] = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        return cls(size, rank, _beside[default])
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What one rank raises in here, between two steps too, ends all of them."""
+        try:
+            yield
+        except BaseException as error:
+            if self.size > 1 and error is not self._ended:
+                self.step(partial(_raise, error))  # where the others are, or will come
+            raise
+        self.step(lambda: None)
+
+    def step(self, compute: Callable[[], T]) -> list[T]:
+        """What each rank computes, in the order of ranks, on every rank.
+
+        What one of them raises ends all: an exception that can be pickled as it is, others (an
+        interrupt too) as a RuntimeError that names it.
+
+        Args:
+            compute: its result is pickled, and padded to the length of the longest.
+
+        Raises:
+            RuntimeError: a rank has ended, or does not come within `TIMEOUT`.
+        """
+        if self.size == 1:
+            return [compute()]
+        answer, failure = _attempt(compute, self.rank)
+        answers: list[Any] = [None] * self.size
+        with self._meeting():
+            dist.all_gather_object(answers, answer, group=self._group)
+        try:
+            return [_outcome(answer, failure) for answer in answers]
+        except BaseException as error:
+            if any(told is not None for _, told in answers):
+                self._ended = error
+            raise
+
+    def first(self, compute: Callable[[], T]) -> T:
+        """What rank 0 computes, on every rank; the others wait. See `step`."""
+        if self.size == 1:
+            return compute()
+        packed = bytearray()
+
+        def pack() -> int:
+            if self.rank == 0:
+                packed.extend(pickle.dumps(compute()))
+            return len(packed)
+
+        length = self.step(pack)[0]
+        buffer = torch.frombuffer(packed or bytearray(length), dtype=torch.uint8)
+        with self._meeting():
+            dist.broadcast(buffer, src=0, group=self._group)
+        result: T = pickle.loads(buffer.numpy().tobytes())
+        return result
+
+    def total(self, compute: Callable[[], Tensor]) -> Tensor:
+        """The sum of what all ranks compute, tensors of the same shape; added in float64."""
+        if self.size == 1:
+            return compute()
+        own: list[Tensor] = []
+        self.step(lambda: own.append(compute()))
+        sums = own[0].double().cpu()
+        with self._meeting():
+            dist.all_reduce(sums, group=self._group)
+        return sums.to(own[0])
+
+    def exchange(
+        self, compute: Callable[[], Tensor], sent: Sequence[int], received: Sequence[int]
+    ) -> Tensor:
+        """The rows that all ranks have for this one, in the order of ranks.
+
+        Args:
+            compute: (Σ sent, …), first the rows for rank 0, then those for rank 1, …
+            sent, received: how many rows go to each rank and come from it.
+
+        Returns:
+            (Σ received, …) on the device of what was computed.
+        """
+        if self.size == 1:
+            return compute()
+        own: list[Tensor] = []
+        self.step(lambda: own.append(compute()))
+        (rows,) = own
+        flat = rows.cpu().contiguous().view(len(rows), math.prod(rows.shape[1:]))
+        packed = flat.view(torch.uint8)
+        arrived = packed.new_empty(sum(received), packed.shape[1])
+        with self._meeting():
+            dist.all_to_all_single(arrived, packed, [*received], [*sent], group=self._group)
+        return arrived.view(rows.dtype).view(-1, *rows.shape[1:]).to(rows.device)
+
+    @contextmanager
+    def _meeting(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            self._ended = RuntimeError(
+                f"all {self.size} ranks must take part in a selection, and one of them has ended, "
+                f"or did not come within {TIMEOUT}, while rank {self.rank} waited for it. Look for "
+                f"what it said last. ({error})"
+            )
+            raise self._ended from error
+
+
+def agree(ranks: Ranks, ask: Callable[[], dict[str, Any]]) -> None:
     """Make sure that all ranks ask the same, and that each share of an epoch has its rank.
 
     Args:
+        ranks: of the run.
         ask: what this rank is about to do, by name; plain values, among them `num_replicas`, and
             `rank`, the one thing that differs.
 
@@ -28,8 +172,8 @@ def agree(ask: Callable[[], dict[str, Any]]) -> None:
         RuntimeError: the ranks ask different questions; on all of them. What `ask` raises on one
             rank ends all of them as well.
     """
-    asked = _gathered(ask)
-    ranks = sorted({question.pop("rank") for question in asked})
+    asked = ranks.step(ask)
+    shown = sorted({question.pop("rank") for question in asked})
     differing = {
         name: [other.get(name) for other in asked]
         for name in asked[0]
@@ -43,45 +187,12 @@ def agree(ask: Callable[[], dict[str, Any]]) -> None:
             "checkpoint."
         )
     shares = asked[0]["num_replicas"]
-    if len(asked) > 1 and ranks != list(range(shares)):
+    if len(asked) > 1 and shown != list(range(shares)):
         raise RuntimeError(
             f"`rank` must give each of the {shares} shares of an epoch to a process, got shares "
-            f"{ranks} in a run of {len(asked)} processes. Pass num_replicas=dist.get_world_size() "
+            f"{shown} in a run of {len(asked)} processes. Pass num_replicas=dist.get_world_size() "
             "and rank=dist.get_rank()."
         )
-
-
-def on_first_rank(compute: Callable[[], T]) -> T:
-    """The result of `compute` on rank 0, on every rank; the others wait.
-
-    Ranks that computed for themselves would diverge: their BatchNorm buffers differ. What rank 0
-    raises ends all of them: an exception that can be pickled as it is, others (an interrupt too)
-    as a RuntimeError that names it.
-
-    Args:
-        compute: runs on rank 0 only; its result is pickled.
-    """
-    size, rank = world()
-    if size == 1:
-        return compute()
-    answer: list[Any] = [None]
-    failure: BaseException | None = None
-    if rank == 0:
-        answer[0], failure = _attempt(compute, rank)
-    dist.broadcast_object_list(answer, src=0)
-    result: T = _outcome(answer[0], failure)
-    return result
-
-
-def _gathered(compute: Callable[[], T]) -> list[T]:
-    """What each rank computes, on every rank; what one of them raises ends all."""
-    size, rank = world()
-    if size == 1:
-        return [compute()]
-    answer, failure = _attempt(compute, rank)
-    answers: list[Any] = [None] * size
-    dist.all_gather_object(answers, answer)
-    return [_outcome(answer, failure) for answer in answers]
 
 
 _Answer = tuple[bytes | None, Exception | None]
@@ -113,3 +224,7 @@ def _for_others(error: BaseException, rank: int) -> Exception:
         except Exception:  # whatever the exception's own code raises
             pass
     return RuntimeError(f"rank {rank} failed: {type(error).__name__}: {error}")
+
+
+def _raise(error: BaseException) -> None:
+    raise error

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from adaptive_subset.checks import check_state
+from adaptive_subset.distributed import Ranks, world
 
-_MOST = 1024  # batches that wait to be entered
+_MOST = 1024  # batches whose tensors stay on the device
 
 
 class Memory(ABC):
@@ -31,7 +32,9 @@ class LossRecord:
     """The last loss that each of n samples had in training, and what a memory keeps beside it.
 
     A step of training only hands its tensors over; they are entered when somebody reads, so that
-    no step waits for a transfer from the device.
+    no step waits for a transfer from the device. Where several ranks train, each notes the losses
+    of its own batches, and they are entered when the ranks `exchange` them: those of one step are
+    the batch that one process would have trained on.
 
     Args:
         n: number of samples.
@@ -48,7 +51,8 @@ class LossRecord:
         self._values = torch.full((n,), torch.nan)
         self._memory = memory
         self._kept = None if memory is None else self._values.clone()
-        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._waiting: list[tuple[Tensor, Tensor]] = []  # batches, as they were noted
+        self._noted: list[tuple[Tensor, Tensor]] = []  # those before them, on the CPU
 
     def __len__(self) -> int:
         return len(self._values)
@@ -62,41 +66,68 @@ class LossRecord:
         """
         self._waiting.append((indices, losses.detach()))
         if len(self._waiting) == _MOST:
-            self._enter()
+            self._fetch()
 
     @property
     def values(self) -> Tensor:
-        """(n,) float32 on the CPU, NaN where no loss was noted; a copy."""
-        self._enter()
+        """(n,) float32 on the CPU, NaN where no loss was entered; a copy."""
+        self._enter_own()
         return self._values.clone()
 
     @property
     def kept(self) -> Tensor | None:
-        """(n,) float32 on the CPU, NaN where nothing was noted; a copy. None without a memory."""
-        self._enter()
+        """(n,) float32 on the CPU, NaN where nothing was entered; a copy. None without a memory."""
+        self._enter_own()
         return None if self._kept is None else self._kept.clone()
 
-    def _enter(self) -> None:
-        for at, noted in self._waiting:
-            indices, losses = at.cpu(), noted.float().cpu()
-            known = indices >= 0
-            indices, losses = _once_each(indices[known], losses[known])
-            if self._memory is not None and self._kept is not None and len(indices):
-                kept = self._memory.update(self._kept[indices], self._values[indices], losses)
-                self._kept[indices] = kept
-            self._values[indices] = losses
+    def exchange(self, ranks: Ranks) -> None:
+        """Enter what all `ranks` have noted since the last time; all of them call it.
+
+        The i-th batches of all of them are entered as one, in the order of ranks.
+        """
+        self._fetch()
+        sizes, indices, losses = zip(*ranks.step(lambda: _packed(self._noted)), strict=True)
+        self._noted.clear()
+        parts = [
+            list(zip(at.split(size.tolist()), noted.split(size.tolist()), strict=True))
+            for size, at, noted in zip(sizes, indices, losses, strict=True)
+        ]
+        for step in range(max(len(part) for part in parts)):
+            batch = [part[step] for part in parts if step < len(part)]
+            self._enter(torch.cat([at for at, _ in batch]), torch.cat([of for _, of in batch]))
+
+    def _fetch(self) -> None:
+        self._noted += [(at.cpu(), noted.float().cpu()) for at, noted in self._waiting]
         self._waiting.clear()
 
+    def _enter_own(self) -> None:
+        if world()[0] == 1:
+            self.exchange(Ranks(1, 0))
+
+    def _enter(self, indices: Tensor, losses: Tensor) -> None:
+        known = indices >= 0
+        indices, losses = _once_each(indices[known], losses[known])
+        if self._memory is not None and self._kept is not None and len(indices):
+            kept = self._memory.update(self._kept[indices], self._values[indices], losses)
+            self._kept[indices] = kept
+        self._values[indices] = losses
+
     def state_dict(self) -> dict[str, Any]:
-        """Copies of the losses, and of what is kept beside them."""
-        kept = self.kept
-        return {"values": self.values} | ({} if kept is None else {"kept": kept})
+        """Copies of the losses, of what is kept beside them, and of what was not exchanged yet."""
+        values, kept = self.values, self.kept
+        state: dict[str, Any] = {"values": values} | ({} if kept is None else {"kept": kept})
+        self._fetch()
+        if self._noted:
+            state |= dict(zip(_NOTED, _packed(self._noted), strict=True))
+            state["ranks"], state["rank"] = world()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the losses of `state`.
 
         Raises:
-            ValueError: they are those of another number of samples, or no losses.
+            ValueError: they are those of another number of samples, or no losses; or the state of
+                another rank, which the losses of this one's last batches are not in.
         """
         names = ("values",) if self._memory is None else ("values", "kept")
         check_state("LossRecord", state, dict.fromkeys(names, Tensor))
@@ -107,9 +138,33 @@ class LossRecord:
                     f"{tuple(values.shape)} of {values.dtype}. Load the state of a run on the same "
                     "dataset."
                 )
+        noted = []
+        if "ranks" in state:
+            check_state("LossRecord", state, {**dict.fromkeys(_NOTED, Tensor), "rank": int})
+            if (state["ranks"], state["rank"]) != world():
+                raise ValueError(
+                    "`state` must be that of the same rank, since it was saved in an epoch, before "
+                    "the ranks exchanged its losses, got that of rank "
+                    f"{state['rank']} of {state['ranks']} on rank {world()[1]} of {world()[0]}. "
+                    "Load on each rank what it saved, or call selector.exchange_losses() on all "
+                    "ranks before one of them saves for all."
+                )
+            sizes, at, of = (state[name].cpu() for name in _NOTED)
+            noted = list(zip(at.split(sizes.tolist()), of.split(sizes.tolist()), strict=True))
         loaded = {name: state[name].detach().to("cpu", torch.float32, copy=True) for name in names}
         self._waiting.clear()
+        self._noted = noted
         self._values, self._kept = loaded["values"], loaded.get("kept")
+
+
+_NOTED = ("noted_sizes", "noted_indices", "noted_losses")
+
+
+def _packed(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """How long the batches are, and their indices and losses one after the other."""
+    sizes = torch.tensor([len(at) for at, _ in batches], dtype=torch.int64)
+    indices = torch.cat([torch.zeros(0, dtype=torch.int64), *(at for at, _ in batches)])
+    return sizes, indices, torch.cat([torch.zeros(0), *(noted for _, noted in batches)])
 
 
 def _once_each(indices: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:

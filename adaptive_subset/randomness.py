@@ -23,9 +23,10 @@ class Purpose(IntEnum):
     WORKERS = 5  # the seeds of a loader's workers
 
 
-def seeded(seed: int, epoch: int, purpose: Purpose) -> torch.Generator:
-    """A CPU generator that depends on the three arguments and on nothing else."""
-    state = np.random.SeedSequence((seed, epoch, int(purpose))).generate_state(1, np.uint64)[0]
+def seeded(seed: int, epoch: int, purpose: Purpose, part: int = 0) -> torch.Generator:
+    """A CPU generator that depends on the arguments and on nothing else."""
+    words = (seed, epoch, int(purpose), part)[: 4 if part else 3]
+    state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) >> 1)
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from adaptive_subset.candidate_pool import CandidatePool
-from adaptive_subset.checks import check_configuration, check_state, loss, natural, number, shown
-from adaptive_subset.distributed import on_first_rank
+from adaptive_subset.candidate_pool import CandidatePool, source_of
+from adaptive_subset.checks import check_configuration, check_state, loss, natural, number
+from adaptive_subset.distributed import Ranks
 from adaptive_subset.gradients.per_sample import Criterion
 from adaptive_subset.gradients.pool_checks import is_map_style
 from adaptive_subset.gradients.source import GradientSource, Reading
@@ -22,7 +22,6 @@ from adaptive_subset.outcome import as_selection
 from adaptive_subset.selection import Selection
 from adaptive_subset.sizing import sizing
 from adaptive_subset.strategies import Candidates, Strategy, instance_of
-from adaptive_subset.strategies.smallest import smallest_choice
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -105,18 +104,7 @@ class Selector:
         strategy = instance_of(strategy)
         if weights not in ("mean-one", "matched"):
             raise ValueError(f'`weights` must be "mean-one" or "matched", got {weights!r}.')
-        if source is not None and (pool is not None or reading):
-            raise ValueError(
-                "`source` must come alone, since it says what is read and how, got "
-                f"{', '.join([*(['pool'] if pool is not None else []), *reading])} beside it. "
-                "Give those to the GradientSource."
-            )
-        if unknown := sorted(set(reading) - set(Reading.__annotations__)):
-            raise TypeError(
-                f"`reading` must be {', '.join(Reading.__annotations__)}, got {unknown}."
-            )
-        if source is not None and not isinstance(source, GradientSource):
-            raise TypeError(f"`source` must be a GradientSource, got {shown(source)}.")
+        source = source_of(dataset, pool, source, reading)
         self.dataset: Dataset[Any] = dataset
         self.strategy: Strategy = strategy
         self.sizing = sizing(
@@ -127,7 +115,6 @@ class Selector:
             tolerance=tolerance,
             size_varies=size_varies,
         )
-        source = source or GradientSource(dataset if pool is None else pool, **reading)
         fraction, k = number("pool_fraction", pool_fraction), self.sizing.budget
         self.pool = CandidatePool(n, source, strategy, k, fraction=fraction, validation=validation)
         self.weights = weights
@@ -189,46 +176,60 @@ class Selector:
 
         The model, its buffers, hooks and gradients and the global random state are as before
         afterwards, also when this raises; a failed selection leaves the current one in place.
-        In a run of several processes all of them must call it; rank 0 selects for all.
+        In a run of several processes all of them must call it, and select together, by rank 0's
+        buffers; see docs/distributed.md.
 
         Raises:
-            RuntimeError: no criterion is known, or no `WeightedLoss` to note losses for a strategy
-                that needs them.
+            RuntimeError: no criterion is known, no `WeightedLoss` notes losses for a strategy that
+                needs them, or a rank has ended.
             ValueError: gradients are not finite; head or loss do not fit, see
                 `last_layer_gradients`.
         """
-        self.selection = on_first_rank(lambda: self._select(model, epoch))
-        return self.selection
-
-    @torch.inference_mode(False)  # what is kept outlives the caller's mode
-    def _select(self, model: nn.Module, epoch: int) -> Selection:
-        start = time.perf_counter()
-        indices, candidates = self._candidates(model, epoch)
-        forward_seconds = time.perf_counter() - start
-        size = self.size_at(epoch)
-        if size is None and self.sizing.tolerance is not None:
-            choice = smallest_choice(
-                self.strategy, candidates, self.sizing.tolerance, seed=self.seed, epoch=epoch
-            )
-        else:
-            budget = candidates.n if size is None else size
-            choice = self.strategy.choose(candidates, budget, seed=self.seed, epoch=epoch)
-        selection = as_selection(
-            choice,
-            candidates,
-            indices,
-            len(self),
-            matched=self.weights == "matched",
-            epoch=epoch,
-            forward_seconds=forward_seconds,
-            solver_seconds=time.perf_counter() - start - forward_seconds,
-        )
-        logger.info(
-            "epoch %d: selected %d of %d samples, %s", epoch, len(selection), len(self), selection
-        )
+        self.exchange_losses()
+        ranks = Ranks.of_run()
+        with ranks.together():
+            selection = self._select(ranks, model, epoch)
+        if ranks.rank == 0:
+            sizes = len(selection), len(self)
+            logger.info("epoch %d: selected %d of %d samples, %s", epoch, *sizes, selection)
+        self.selection = selection
         return selection
 
-    def _candidates(self, model: nn.Module, epoch: int) -> tuple[Tensor, Candidates]:
+    @torch.inference_mode(False)  # what is kept outlives the caller's mode
+    def _select(self, ranks: Ranks, model: nn.Module, epoch: int) -> Selection:
+        start = time.perf_counter()
+        indices, candidates = self._candidates(ranks, model, epoch)
+        forward_seconds = time.perf_counter() - start
+
+        def chosen() -> Selection:
+            size = self.size_at(epoch)
+            choice = self.sizing.choice(candidates, size, seed=self.seed, epoch=epoch)
+            return as_selection(
+                choice,
+                candidates,
+                indices,
+                len(self),
+                matched=self.weights == "matched",
+                epoch=epoch,
+                forward_seconds=forward_seconds,
+                solver_seconds=time.perf_counter() - start - forward_seconds,
+            )
+
+        if not self.strategy.needs_gradients:
+            return ranks.first(chosen)
+        selection = chosen()  # by all ranks; should they differ, that of rank 0 counts
+        return ranks.first(lambda: selection)
+
+    def exchange_losses(self) -> None:
+        """Make the losses of training known to all ranks; all of them call it, at the same step.
+
+        `maybe_reselect` does so. Without it a state that one rank saves for all before that lacks
+        the others' latest losses, and raises when it is loaded.
+        """
+        if self.losses is not None:
+            self.losses.exchange(Ranks.of_run())
+
+    def _candidates(self, ranks: Ranks, model: nn.Module, epoch: int) -> tuple[Tensor, Candidates]:
         """What to choose from, and the indices in the dataset that its positions stand for."""
         losses = None if self.losses is None else self.losses.values
         kept = None if self.losses is None else self.losses.kept
@@ -245,10 +246,10 @@ class Selector:
                 "`criterion` must be known to compute gradients, got none. Pass criterion= to the "
                 "Selector, or wrap the training loss: WeightedLoss(criterion, selector)."
             )
-        if self.selection is None and self.pool.source.pool is self.dataset:
+        if ranks.rank == 0 and self.selection is None and self.pool.source.pool is self.dataset:
             self.pool.warn_if_augmented()
         return self.pool.candidates(
-            model, self.criterion, losses, kept, seed=self.seed, epoch=epoch
+            ranks, model, self.criterion, losses, kept, seed=self.seed, epoch=epoch
         )
 
     def configuration(self) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adaptive_subset.checks import flag, number, whole
-from adaptive_subset.strategies import Strategy
+from adaptive_subset.strategies import Candidates, Choice, Strategy
+from adaptive_subset.strategies.smallest import smallest_choice
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,15 @@ class Sizing:
         if self.budget is not None:
             return self.strategy.size_at(self.n, self.budget, epoch)
         return None if self.varies else current
+
+    def choice(self, candidates: Candidates, size: int | None, *, seed: int, epoch: int) -> Choice:
+        """What the strategy chooses of the `candidates`: `size` of them, as `at` says."""
+        if size is None and self.tolerance is not None:
+            return smallest_choice(
+                self.strategy, candidates, self.tolerance, seed=seed, epoch=epoch
+            )
+        budget = candidates.n if size is None else size
+        return self.strategy.choose(candidates, budget, seed=seed, epoch=epoch)
 
 
 def sizing(

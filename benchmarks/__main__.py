@@ -141,6 +141,23 @@ BENCHMARKS = [
         ),
     ),
     Benchmark(
+        "ranks",
+        "benchmarks.ranks --samples 4000 --ranks 2",
+        "Ranks that select together against one process",
+        "4,000 random images of 32 × 32, torchvision's ResNet-18, one thread a process; the best "
+        "round of the slowest rank. `processor`: seconds of the processor instead of the clock.",
+        tuple(
+            (
+                f"2 ranks, {name}: times one process",
+                pick("times one process", ranks=2, strategy=name),
+                "≤",
+                0.6,
+            )
+            for name in ("GradMatch", "GradMatchPB")
+        ),
+        threads=1,
+    ),
+    Benchmark(
         "scale",
         f"benchmarks.scale --plot {ROOT / 'docs' / 'scale.png'}",
         "Up to ImageNet's size",

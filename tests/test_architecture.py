@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adaptive_subset"
 # From the bottom up; what stands beside each other does not import one another across folders.
 LAYERS = (
-    ("checks", "energy"),
-    ("randomness", "precision", "items", "selection", "distributed", "loss_record"),
+    ("checks", "distributed", "energy"),
+    ("randomness", "precision", "items", "selection", "loss_record"),
     ("gradients",),
     ("strategies",),
     ("sizing", "candidate_pool", "outcome"),

@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, TensorDataset
 
-from adaptive_subset import AdaptiveSubsetSampler, GradMatch, LossSampling, Random, Selector
+from adaptive_subset import AdaptiveSubsetSampler, GradMatch, Random, Selector
 from tests import models
 
 # The processes are shared: they start once, where tests run on several cores.
@@ -113,9 +113,6 @@ def _run(rank: int, folder: str) -> None:
     results["said by one"] = _outcome(lambda: delivered(make(rank, **half)))
     results["one share twice"] = _outcome(lambda: delivered(make(0)))
     results["a share too many"] = _outcome(lambda: delivered(make(rank, num_replicas=3)))
-    results["losses"] = _outcome(
-        lambda: delivered(make(0, strategy=LossSampling(), num_replicas=1, every=1))
-    )
     results["epochs"] = _outcome(lambda: delivered(make(rank), epoch=rank))
     results["an epoch of one rank"] = _outcome(lambda: delivered(make(rank), -rank))
     for name, options in DIFFERING.items():
@@ -174,7 +171,6 @@ def test_ranks_share_the_selection_that_a_framework_shards(outcomes: Any) -> Non
         ("said by one", "`num_replicas` and `rank` must be given in a run of 2 processes"),
         ("one share twice", "`rank` must give each of the 2 shares"),
         ("a share too many", "`rank` must give each of the 3 shares"),
-        ("losses", "the losses of its own samples only"),
         ("differ in state", "'selection': ["),
         *[(f"differ in {name}", f"'{name}': [") for name in DIFFERING],
         *[(name, "no loss today") for name in FAILURES],

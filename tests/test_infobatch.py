@@ -125,9 +125,12 @@ def test_a_sample_with_several_rows_is_noted_with_their_mean() -> None:
     assert record.values[:2].tolist() == [7.0, 2.0]
 
 
-def test_several_processes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"`num_replicas` must be 1 for InfoBatch.*got 2"):
-        AdaptiveSubsetSampler(Selector(DATA, InfoBatch()), num_replicas=2, rank=0)
+def test_losses_of_shares_that_no_process_exchanges_are_refused() -> None:
+    sampler = AdaptiveSubsetSampler(Selector(DATA, InfoBatch()), num_replicas=2, rank=0)
+    with pytest.raises(
+        RuntimeError, match=r"`num_replicas` must be at most the 1 processes.*got 2"
+    ):
+        sampler.maybe_reselect(nn.Linear(1, 1), 0)
 
 
 def test_the_length_is_not_known_before_the_first_selection() -> None:

@@ -34,7 +34,7 @@ class Lengths:
                 f"it, got one of {self.schedule.warm_epochs} epochs. Take a strategy of one size, "
                 "and a `fraction` or `budget`."
             )
-        if self.sharding.said is not None:
+        if self.sharding.said is not None and self.selector.size is not None:
             self.sharding.check(self.selector.strategy, self.selector.size)
 
     def at(self, epoch: int) -> int:

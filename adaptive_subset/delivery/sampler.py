@@ -18,7 +18,7 @@ from adaptive_subset.delivery.history import History
 from adaptive_subset.delivery.lengths import Lengths
 from adaptive_subset.delivery.schedule import Schedule
 from adaptive_subset.delivery.sharding import Sharding
-from adaptive_subset.distributed import agree
+from adaptive_subset.distributed import Ranks, agree
 from adaptive_subset.randomness import shard
 from adaptive_subset.selection import Selection
 from adaptive_subset.selector import Selector
@@ -51,7 +51,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
             mini-batches) are left out, others in each epoch. Where torch.distributed runs several
             processes they must be given: ``dist.get_world_size()`` and ``dist.get_rank()`` where
             this sampler shards, 1 and 0 where a framework shards its loader by itself. Either way
-            rank 0 selects for all.
+            all ranks select together.
 
     Raises:
         TypeError: an argument of another type.
@@ -166,9 +166,10 @@ class AdaptiveSubsetSampler(Sampler[int]):
         Raises:
             RuntimeError: the ranks differ in anything that matters; see also `Selector.select`.
         """
-        agree(lambda: self._question(epoch))
+        agree(Ranks.of_run(), lambda: self._question(epoch))
         self._clock.ask(epoch)
         if not self._schedule.is_due(self.epoch, self.selection):
+            self.selector.exchange_losses()
             return None
         selection = self.selector.select(model, self.epoch)
         self._sharding.check(self.selector.strategy, len(selection))
@@ -179,7 +180,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
 
     def _question(self, epoch: int) -> dict[str, Any]:
         epoch = natural("epoch", epoch)
-        self._sharding.check(self.selector.strategy, None)
+        self._sharding.check_losses(self.selector.strategy)
         return {
             "epoch": epoch,
             "selection": None if self.selection is None else self.selection.fingerprint(),
@@ -252,7 +253,8 @@ class AdaptiveSubsetSampler(Sampler[int]):
         """All that a resumed run needs to go on with the same indices, weights and order.
 
         Copies of tensors and plain values, so ``torch.load(weights_only=True)`` reads it. The
-        indices are those of all ranks together: saving rank 0's is enough.
+        indices are those of all ranks together: saving rank 0's is enough, for strategies that
+        need losses after `Selector.exchange_losses`.
         """
         return {
             "configuration": self._configuration(),

@@ -61,21 +61,21 @@ class Sharding:
             )
         return 1, 0
 
-    def check(self, strategy: Strategy, size: int | None) -> None:
-        """Raise a ValueError where an epoch of `size` samples, if known, cannot be shared.
-
-        It cannot where a process gets none of it, or where `strategy` needs the losses of all.
-        """
-        shares = self.shares()[0]
-        processes, unit = max(world()[0], shares), strategy.batch_size or 1
-        if strategy.needs_losses and processes > 1:
-            raise ValueError(
-                f"`num_replicas` must be 1 for {strategy!r}, in a run of one process, got "
-                f"{processes} processes, each of which would know the losses of its own samples "
-                "only. Use another strategy."
-            )
-        if size is not None and size // unit < shares:
+    def check(self, strategy: Strategy, size: int) -> None:
+        """Raise a ValueError where a process gets nothing of an epoch of `size` samples."""
+        shares, unit = self.shares()[0], strategy.batch_size or 1
+        if size // unit < shares:
             raise ValueError(
                 f"`budget` must give each of {shares} ranks at least {unit} samples, got {size}. "
                 "Choose a larger budget."
+            )
+
+    def check_losses(self, strategy: Strategy) -> None:
+        """Raise a RuntimeError where `strategy` would miss the losses of other shares."""
+        shares, processes = self.shares()[0], world()[0]
+        if strategy.needs_losses and shares > processes:
+            raise RuntimeError(
+                f"`num_replicas` must be at most the {processes} processes of torch.distributed, "
+                f"through which the losses for {strategy!r} are exchanged, got {shares}. Call "
+                "init_process_group before maybe_reselect."
             )

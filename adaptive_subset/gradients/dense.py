@@ -85,3 +85,11 @@ class DenseGradients(Gradients):
     def is_finite(self) -> bool:
         """See `Gradients.is_finite`."""
         return bool(torch.isfinite(self.matrix).all())
+
+    def rows(self) -> list[Tensor]:
+        """See `Gradients.rows`."""
+        return [self.matrix]
+
+    def with_rows(self, rows: list[Tensor]) -> DenseGradients:
+        """See `Gradients.with_rows`."""
+        return DenseGradients(rows[0])

@@ -209,3 +209,11 @@ class FactoredGradients(Gradients):
                 'instead: scope="per-class".'
             )
         return FactoredGradients([(d.gather(1, classes[:, None]), h) for d, h in self.blocks])
+
+    def rows(self) -> list[Tensor]:
+        """See `Gradients.rows`: δ and h of one head after the other."""
+        return [factor for block in self.blocks for factor in block]
+
+    def with_rows(self, rows: list[Tensor]) -> FactoredGradients:
+        """See `Gradients.with_rows`."""
+        return FactoredGradients(list(zip(rows[::2], rows[1::2], strict=True)))

@@ -36,6 +36,7 @@ class Gradients(Protocol):
     ``means(members)``            ``G[members].mean(1)``               (m, d)
     ``is_finite()``               whether all of G is finite
     ``own_rows(classes)``         the gradients of one row of a layer
+    ``rows()``, ``with_rows(r)``  what is held, n rows each; G of other rows
     ============================  ===================================  =========
 
     Results are on `device`, in `dtype` or more exact. An index i is a slice or holds positions, in
@@ -136,4 +137,23 @@ class Gradients(Protocol):
             "`gradients` must keep the rows of the last layer apart to match only that of a "
             f"sample's class, got {type(self).__name__}. Match whole gradients instead: "
             'scope="per-class".'
+        )
+
+    def rows(self) -> list[Tensor]:
+        """The tensors (n, …) that hold G row by row, as they are stored, to send them elsewhere.
+
+        Raises:
+            ValueError: they are not held like that.
+        """
+        raise self._not_by_rows()
+
+    def with_rows(self, rows: list[Tensor]) -> Gradients:
+        """The same kind of gradients, made of other rows than those of `rows()`."""
+        raise self._not_by_rows()
+
+    def _not_by_rows(self) -> ValueError:
+        return ValueError(
+            "`gradients` must be held row by row to travel between ranks, got "
+            f"{type(self).__name__}. Select in one process, or give that class `rows` and "
+            "`with_rows`."
         )

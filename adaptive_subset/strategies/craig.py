@@ -14,10 +14,10 @@ from adaptive_subset.randomness import Purpose, seeded
 from adaptive_subset.strategies.division import (
     Scope,
     Shares,
+    by_batch,
     by_problem,
     check_scope,
     fill,
-    mini_batches,
     warn_if_mostly_filled,
 )
 from adaptive_subset.strategies.solvers.facility_location import (
@@ -64,6 +64,7 @@ class CRAIG(Strategy):
     epsilon: float | None = None
     memory: float = 2.0
 
+    spreads = True
     needs_gradients = True
 
     def __post_init__(self) -> None:
@@ -76,9 +77,8 @@ class CRAIG(Strategy):
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`; `Choice.objective` is the sum of distances that is left."""
-        generator = seeded(seed, epoch, Purpose.SELECTION)
 
-        def solve(problem: Candidates, size: int) -> Choice:
+        def solve(problem: Candidates, size: int, generator: torch.Generator) -> Choice:
             validation = problem.validation
             rows = problem.atoms if validation is None else validation.gradients
             distances = gradient_distances(rows, problem.atoms, self.memory)
@@ -87,7 +87,15 @@ class CRAIG(Strategy):
             covers_itself = validation is None
             return _choice(medoids, problem.n, size, scale, generator, covers_itself)
 
-        choice = by_problem(candidates, budget, solve, scope=self.scope, shares=self.shares)
+        choice = by_problem(
+            candidates,
+            budget,
+            solve,
+            scope=self.scope,
+            shares=self.shares,
+            seed=seed,
+            epoch=epoch,
+        )
         warn_if_mostly_filled(choice, "CRAIG")
         return choice
 
@@ -104,6 +112,7 @@ class CRAIGPB(Strategy):
 
     batch_size: int = 128
 
+    spreads = True
     needs_gradients = True
 
     def __post_init__(self) -> None:
@@ -114,24 +123,20 @@ class CRAIGPB(Strategy):
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`; `budget` is a multiple of the batch size."""
         generator = seeded(seed, epoch, Purpose.SELECTION)
-        members, batches = mini_batches(candidates, self.batch_size, generator)
-        size, validation = budget // self.batch_size, candidates.validation
-        if validation is not None:
+        if candidates.has_validation:
             raise ValueError(
                 "`validation` must be None for CRAIGPB: single validation samples have no distance "
                 "to mini-batches. Use CRAIG, or GradMatchPB."
             )
-        medoids = facility_location(gradient_distances(batches, batches, math.inf), size)
-        scale = candidates.n / len(members)
-        choice = _choice(medoids, len(members), size, scale, generator, covers_itself=True)
+
+        def solve(batches: Gradients, _: Tensor) -> Choice:
+            size, scale = budget // self.batch_size, candidates.n / len(batches)
+            medoids = facility_location(gradient_distances(batches, batches, math.inf), size)
+            return _choice(medoids, len(batches), size, scale, generator, covers_itself=True)
+
+        choice = by_batch(candidates, self.batch_size, generator, solve)
         warn_if_mostly_filled(choice, "CRAIG")
-        return Choice(
-            members[choice.positions].flatten(),
-            choice.weights.repeat_interleave(self.batch_size) / self.batch_size,
-            objective=choice.objective,
-            filled=choice.filled * self.batch_size,
-            batch_size=self.batch_size,
-        )
+        return choice
 
 
 def gradient_distances(rows: Gradients, columns: Gradients, memory: float) -> Distances:

@@ -1,8 +1,8 @@
 """What strategies share to divide a selection into smaller ones.
 
 By class, with a part of the budget each, and the choices put together again (`by_problem`, with
-`proportional_shares` and `equal_shares`); by mini-batch (`mini_batches`); and what is done where
-such a problem spends less than its part (`fill`, `warn_if_mostly_filled`).
+`proportional_shares` and `equal_shares`); by mini-batch (`by_batch`); and what is done where such a
+problem spends less than its part (`fill`, `warn_if_mostly_filled`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import math
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from adaptive_subset.gradients import BatchGradients
+from adaptive_subset.gradients import Gradients
+from adaptive_subset.randomness import Purpose, seeded
 from adaptive_subset.strategies.strategy import Candidates, Choice
 
 Scope = Literal["per-gradient", "per-class", "global"]
@@ -27,36 +29,71 @@ Shares = Literal["proportional", "equal"]
 def by_problem(
     candidates: Candidates,
     budget: int,
-    solve: Callable[[Candidates, int], Choice],
+    solve: Callable[[Candidates, int, torch.Generator], Choice],
     *,
     scope: Scope,
     shares: Shares,
+    seed: int,
+    epoch: int,
 ) -> Choice:
     """The choices of each problem that `scope` divides the candidates into, put together.
 
     Args:
         candidates: to be divided by class; where there are no classes they are one problem.
         budget: k, to be shared between the problems.
-        solve: chooses that many of some candidates.
+        solve: chooses that many of some candidates. Each problem has a generator of its own, so
+            that ranks can solve them apart.
         scope, shares: see `GradMatch`.
+        seed, epoch: see `Strategy.select`.
     """
     divided = scope != "global" and candidates.classes is not None
     problems = candidates.by_class() if divided else [torch.arange(candidates.n)]
     share = {"proportional": proportional_shares, "equal": equal_shares}[shares]
-    parts: list[tuple[Tensor, Choice]] = []
     sizes = share([len(members) for members in problems], budget)
-    for members, size in zip(problems, sizes, strict=True):
-        if size:  # one problem at a time is taken out of the candidates
-            problem = candidates.of_class(members) if divided else candidates
-            if divided and scope == "per-gradient":
-                problem = problem.own_rows()
-            parts.append((members, solve(problem, size)))
-    objectives: list[Any] = [part.objective for _, part in parts]
+    solved = [(members, size) for members, size in zip(problems, sizes, strict=True) if size]
+    if divided and scope == "per-gradient":
+        candidates = candidates.own_rows()
+
+    def choose(place: int, problem: Candidates) -> Choice:
+        generator = seeded(seed, epoch, Purpose.SELECTION, place)
+        return solve(problem, solved[place][1], generator)
+
+    parts = candidates.solved([members for members, _ in solved] if divided else None, choose)
+    objectives: list[Any] = [part.objective for part in parts]
     return Choice(
-        torch.cat([members[part.positions] for members, part in parts]),
-        torch.cat([part.weights for _, part in parts]),
+        torch.cat(
+            [members[part.positions] for (members, _), part in zip(solved, parts, strict=True)]
+        ),
+        torch.cat([part.weights for part in parts]),
         objective=None if None in objectives else sum(objectives),
-        filled=sum(part.filled for _, part in parts),
+        filled=sum(part.filled for part in parts),
+    )
+
+
+def by_batch(
+    candidates: Candidates,
+    batch_size: int,
+    generator: torch.Generator,
+    solve: Callable[[Gradients, Tensor], Choice],
+) -> Choice:
+    """What `solve` chooses of the ⌊n/B⌋ mini-batches of a random partition, sample by sample.
+
+    Args:
+        candidates: n of them; a remainder of fewer than B is in no mini-batch.
+        batch_size: B.
+        generator: of the partition.
+        solve: given the mean gradients of the mini-batches, and b.
+    """
+    batches = candidates.n // batch_size
+    order = torch.randperm(candidates.n, generator=generator)
+    members = order[: batches * batch_size].view(batches, batch_size)
+    choice = candidates.solved_by_batch(members, solve)
+    return replace(
+        choice,
+        positions=members[choice.positions].flatten(),
+        weights=choice.weights.repeat_interleave(batch_size) / batch_size,
+        filled=choice.filled * batch_size,
+        batch_size=batch_size,
     )
 
 
@@ -86,25 +123,6 @@ def warn_if_mostly_filled(choice: Choice, name: str) -> None:
             "early. Choose a smaller budget.",
             stacklevel=4,
         )
-
-
-def mini_batches(
-    candidates: Candidates, batch_size: int, generator: torch.Generator
-) -> tuple[Tensor, BatchGradients]:
-    """A random partition into ⌊n/B⌋ mini-batches, (m, B) positions, and their mean gradients.
-
-    The same draw of the same candidates is made once: a search for a budget asks time and again.
-    """
-    key = ("mini-batches", batch_size, generator.initial_seed())
-    if key not in candidates.derived:
-        batches = candidates.n // batch_size
-        order = torch.randperm(candidates.n, generator=generator)
-        members = order[: batches * batch_size].view(batches, batch_size)
-        gradients = BatchGradients(candidates.atoms, members.to(candidates.atoms.device))
-        candidates.derived[key] = members, gradients, generator.get_state()
-    members, gradients, state = candidates.derived[key]
-    generator.set_state(state)
-    return members, gradients
 
 
 def equal_shares(sizes: list[int], budget: int) -> list[int]:

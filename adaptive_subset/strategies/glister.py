@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 
-from adaptive_subset.randomness import Purpose, seeded
 from adaptive_subset.strategies.division import (
     Shares,
     by_problem,
@@ -53,6 +52,7 @@ class GLISTER(Strategy):
     scope: Literal["per-class", "global"] = "per-class"
     shares: Shares = "proportional"
 
+    spreads = True
     needs_gradients = True
 
     def __post_init__(self) -> None:
@@ -65,12 +65,19 @@ class GLISTER(Strategy):
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`."""
-        generator = seeded(seed, epoch, Purpose.SELECTION)
 
-        def solve(problem: Candidates, size: int) -> Choice:
+        def solve(problem: Candidates, size: int, generator: torch.Generator) -> Choice:
             return self._greedy(problem, size, generator)
 
-        choice = by_problem(candidates, budget, solve, scope=self.scope, shares=self.shares)
+        choice = by_problem(
+            candidates,
+            budget,
+            solve,
+            scope=self.scope,
+            shares=self.shares,
+            seed=seed,
+            epoch=epoch,
+        )
         warn_if_mostly_filled(choice, "GLISTER")
         weights = torch.full((budget,), candidates.n / budget)
         return replace(choice, weights=weights)

@@ -13,11 +13,11 @@ from adaptive_subset.randomness import Purpose, seeded
 from adaptive_subset.strategies.division import (
     Scope,
     Shares,
+    by_batch,
     by_problem,
     check_scope,
     fill,
     machine_memory,
-    mini_batches,
     warn_if_mostly_filled,
 )
 from adaptive_subset.strategies.solvers.atoms import atoms_of
@@ -34,6 +34,7 @@ class _Matching(Strategy):
     nonnegative: bool = True
     epsilon: float = 0.0
 
+    spreads = True
     needs_gradients = True
 
     def __post_init__(self) -> None:
@@ -133,12 +134,19 @@ class GradMatch(_Matching):
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`."""
-        generator = seeded(seed, epoch, Purpose.SELECTION)
 
-        def solve(problem: Candidates, size: int) -> Choice:
+        def solve(problem: Candidates, size: int, generator: torch.Generator) -> Choice:
             return self._match(problem.atoms, problem.target, size, generator)
 
-        choice = by_problem(candidates, budget, solve, scope=self.scope, shares=self.shares)
+        choice = by_problem(
+            candidates,
+            budget,
+            solve,
+            scope=self.scope,
+            shares=self.shares,
+            seed=seed,
+            epoch=epoch,
+        )
         warn_if_mostly_filled(choice, "GRAD-MATCH")
         return choice
 
@@ -166,20 +174,12 @@ class GradMatchPB(_Matching):
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`; `budget` is a multiple of the batch size."""
         generator = seeded(seed, epoch, Purpose.SELECTION)
-        members, atoms = mini_batches(candidates, self.batch_size, generator)
-        # A batch's gradient is a mean: in units of samples its weight is B times smaller.
-        choice = self._match(
-            atoms,
-            candidates.target,
-            budget // self.batch_size,
-            generator,
-            fill_weight=float(self.batch_size),
-        )
+
+        def solve(batches: Gradients, target: Tensor) -> Choice:
+            # A batch's gradient is a mean: in units of samples its weight is B times smaller.
+            size, weight = budget // self.batch_size, float(self.batch_size)
+            return self._match(batches, target, size, generator, fill_weight=weight)
+
+        choice = by_batch(candidates, self.batch_size, generator, solve)
         warn_if_mostly_filled(choice, "GRAD-MATCH")
-        return Choice(
-            members[choice.positions].flatten(),
-            choice.weights.repeat_interleave(self.batch_size) / self.batch_size,
-            objective=choice.objective,
-            filled=choice.filled * self.batch_size,
-            batch_size=self.batch_size,
-        )
+        return choice

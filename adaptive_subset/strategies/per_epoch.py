@@ -27,6 +27,10 @@ class Combination(Strategy):
         self.parts()  # checks the arguments as well
 
     @property
+    def spreads(self) -> bool:  # type: ignore[override]
+        return self.parts().score.spreads
+
+    @property
     def needs_gradients(self) -> bool:  # type: ignore[override]  # read-only: it follows
         return self.parts().score.needs_gradients
 

@@ -23,10 +23,12 @@ class Score(ABC):
     Attributes:
         needs_losses: it follows from the losses of training.
         needs_gradients: it follows from the last layer's gradients.
+        spreads: of these it asks for no more than `Candidates.squared_norms`.
     """
 
     needs_losses: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = False
+    spreads: ClassVar[bool] = False
 
     @abstractmethod
     def of(self, candidates: Candidates) -> Tensor:
@@ -161,10 +163,11 @@ class LastLayerNorm(Score):
 
     needs_losses = False
     needs_gradients = True
+    spreads = True
 
     def of(self, candidates: Candidates) -> Tensor:
         """See `Score.of`."""
-        return candidates.atoms.squared_norms().clamp_min(0).sqrt().cpu()
+        return candidates.squared_norms().clamp_min(0).sqrt()
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adaptive_subset.checks import check_fields
-from adaptive_subset.gradients import Gradients
+from adaptive_subset.gradients import BatchGradients, Gradients
 from adaptive_subset.gradients.look_ahead import LastLayer
 from adaptive_subset.loss_record import Memory
 from adaptive_subset.precision import full_precision
@@ -51,6 +52,8 @@ class Candidates:
             that of one last layer.
 
     `derived` keeps what follows from them and is costly, for a search that chooses several times.
+
+    Where ranks select together, each holds a part of them, see `SpreadCandidates`.
     """
 
     n: int
@@ -73,6 +76,11 @@ class Candidates:
         if self.gradients is None:
             raise ValueError("`candidates` must hold gradients: set needs_gradients = True.")
         return self.gradients
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether validation gradients are to be matched."""
+        return self.validation is not None
 
     @cached_property
     def target(self) -> Tensor:
@@ -108,8 +116,34 @@ class Candidates:
         with full_precision(self.device):
             target, place = self.target, self.device
             matched = self.gradients.sum(choice.weights.to(place), choice.positions.to(place))
-            norm = float(target.norm())
-            return [float((f * matched - target).norm()) / norm if norm else None for f in factors]
+            return errors_of(matched, target, factors)
+
+    def squared_norms(self) -> Tensor:
+        """``‖gᵢ‖²`` of all, (n,) on the CPU."""
+        return self.atoms.squared_norms().cpu()
+
+    def solved(
+        self, problems: list[Tensor] | None, solve: Callable[[int, Candidates], Choice]
+    ) -> list[Choice]:
+        """What `solve` chooses in each problem.
+
+        Args:
+            problems: the positions of each class, see `by_class`; None for one problem of all.
+            solve: given the place of a problem among them, and its candidates, see `of_class`.
+        """
+        if problems is None:
+            return [solve(0, self)]
+        return [solve(i, self.of_class(members)) for i, members in enumerate(problems)]
+
+    def solved_by_batch(
+        self, members: Tensor, solve: Callable[[Gradients, Tensor], Choice]
+    ) -> Choice:
+        """What `solve` chooses, given the mean gradients of mini-batches (m, B), and b."""
+        known = self.derived.get("batches")
+        if known is None or not torch.equal(known[0], members):
+            known = members, BatchGradients(self.atoms, members.to(self.device))
+            self.derived["batches"] = known
+        return solve(known[1], self.target)
 
     def own_rows(self) -> Candidates:
         """Each gradient reduced to the row of its class, see `Gradients.own_rows`."""
@@ -190,10 +224,14 @@ class Strategy(ABC):
         sizes_itself: it takes no budget; the size of its choice varies.
         size_varies: the size of its choice is another in each epoch, as `size_at` says.
         repeats: it may choose a sample more than once.
+        spreads: where ranks select together, `select` is called on all of them, and asks no more
+            of the candidates than their size and classes, `by_class`, `own_rows`, `solved`,
+            `solved_by_batch` and `squared_norms`. Otherwise it is called on rank 0.
     """
 
     every: ClassVar[int] = 20
     repeats: ClassVar[bool] = False
+    spreads: bool = False
     needs_gradients: bool = False
     needs_losses: bool = False
     keeps: Memory | None = None
@@ -228,8 +266,15 @@ class Strategy(ABC):
         Raises:
             ValueError: the choice is not what `select` promises.
         """
+
+        def select(_: int, some: Candidates) -> Choice:
+            return self.select(some, budget, seed=seed, epoch=epoch)
+
         with full_precision(candidates.device):
-            choice = self.select(candidates, budget, seed=seed, epoch=epoch)
+            if self.spreads:
+                choice = select(0, candidates)
+            else:
+                (choice,) = candidates.solved(None, select)
         positions, weights, n = choice.positions, choice.weights, candidates.n
         size = len(positions) if self.sizes_itself else budget
         problem = None
@@ -247,3 +292,9 @@ class Strategy(ABC):
                 f"each once, with finite weights of positive sum, got {problem} from {self!r}."
             )
         return choice
+
+
+def errors_of(matched: Tensor, target: Tensor, factors: tuple[float, ...]) -> list[float | None]:
+    """``‖f · matched − b‖ / ‖b‖`` for each of the `factors`; None where b = 0."""
+    norm = float(target.norm())
+    return [float((f * matched - target).norm()) / norm if norm else None for f in factors]

@@ -1,0 +1,184 @@
+"""Candidates that ranks hold together: problems go to ranks, and choices to all."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+
+import torch
+from torch import Tensor
+
+from adaptive_subset.gradients import BatchGradients, DenseGradients, Gradients
+from adaptive_subset.gradients.share import Share
+from adaptive_subset.precision import full_precision
+from adaptive_subset.strategies.strategy import Candidates, Choice, Validation, errors_of
+
+
+@dataclass(frozen=True, eq=False)
+class SpreadCandidates(Candidates):
+    """Candidates of which each rank has read a stretch. All ranks ask the same, in the same order.
+
+    Args:
+        share: what was read of them. `gradients` and `last_layer` are None, `losses` and `kept` the
+            same on all ranks.
+        validation_share: what was read of the gradients to match; `validation` is None.
+        scale: of these, see `Validation`.
+    """
+
+    share: Share = field(kw_only=True)
+    validation_share: Share | None = field(default=None, kw_only=True)
+    scale: float = field(default=1.0, kw_only=True)
+
+    @property
+    def device(self) -> torch.device:
+        return self.share.part.gradients.device
+
+    @property
+    def has_validation(self) -> bool:
+        return self.validation_share is not None
+
+    @cached_property
+    def target(self) -> Tensor:
+        """See `Candidates.target`."""
+        validation = self.validation_share
+        return self.share.sum() if validation is None else validation.sum() * self.scale
+
+    def relative_errors(self, choice: Choice, *factors: float) -> list[float | None]:
+        """See `Candidates.relative_errors`; the figures of rank 0."""
+        with full_precision(self.device):
+            matched, target = self.share.sum(choice.weights, choice.positions), self.target
+            return self.share.ranks.step(lambda: errors_of(matched, target, factors))[0]
+
+    def squared_norms(self) -> Tensor:
+        """See `Candidates.squared_norms`."""
+        return self.share.squared_norms()
+
+    def own_rows(self) -> SpreadCandidates:
+        """See `Candidates.own_rows`."""
+        if "own rows" not in self.derived:
+            validation = self.validation_share
+            validation = None if validation is None else validation.own_rows()
+            rows = replace(self, share=self.share.own_rows(), validation_share=validation)
+            self.derived["own rows"] = rows
+        result: SpreadCandidates = self.derived["own rows"]
+        return result
+
+    def solved(
+        self, problems: list[Tensor] | None, solve: Callable[[int, Candidates], Choice]
+    ) -> list[Choice]:
+        """See `Candidates.solved`: each rank solves some problems, rank 0 that of all."""
+        ranks = self.share.ranks
+        if problems is None:
+            whole = self._dealt([torch.arange(self.n)], [0], by_class=False)
+            return [ranks.first(lambda: _on_cpu(solve(0, whole)))]
+        owners = fair_owners([len(members) ** 2 for members in problems], ranks.size)
+        candidates = self._dealt(problems, owners, by_class=True)
+
+        def own() -> dict[int, Choice]:
+            found, start = {}, 0
+            for place, members in enumerate(problems):
+                if owners[place] == ranks.rank:
+                    stop = start + len(members)
+                    problem = candidates.of_class(torch.arange(start, stop))
+                    found[place], start = _on_cpu(solve(place, problem)), stop
+            return found
+
+        found = {place: choice for each in ranks.step(own) for place, choice in each.items()}
+        return [found[place] for place in range(len(problems))]
+
+    def solved_by_batch(
+        self, members: Tensor, solve: Callable[[Gradients, Tensor], Choice]
+    ) -> Choice:
+        """See `Candidates.solved_by_batch`; rank 0 solves.
+
+        It is sent the means of the mini-batches, each of which one rank makes, or all samples where
+        these are fewer numbers.
+        """
+        known = self.derived.get("batches")
+        if known is None or not torch.equal(known[0], members):
+            known = self.derived["batches"] = members, self._batches(members)
+        target, ranks = self.target, self.share.ranks
+        return ranks.first(lambda: _on_cpu(solve(known[1](), target)))
+
+    def _batches(self, members: Tensor) -> Callable[[], Gradients]:
+        """On rank 0 the mean gradients of mini-batches, made when they are asked for first."""
+        ranks, held = self.share.ranks, self.share.part.gradients
+        numbers = sum(rows[:1].flatten(1).shape[1] for rows in held.rows())
+        if len(members) * held.dim > self.n * numbers:
+            whole = self._dealt([torch.arange(self.n)], [0], by_class=False)
+            return cache(lambda: BatchGradients(whole.atoms, members.to(self.device)))
+        parts = torch.tensor_split(members, ranks.size)
+        samples = self.share.dealt([part.flatten() for part in parts]).gradients
+        count, size = parts[ranks.rank].shape
+        own = torch.arange(count * size, device=self.device).view(count, size)
+        matrix = ranks.exchange(
+            lambda: torch.cat(list(samples.means(own)), 1),
+            [count if rank == 0 else 0 for rank in range(ranks.size)],
+            [len(part) if ranks.rank == 0 else 0 for part in parts],
+        )
+        each = torch.arange(len(matrix), device=self.device)[:, None]
+        return cache(lambda: BatchGradients(DenseGradients(matrix), each))
+
+    def _dealt(self, problems: list[Tensor], owners: list[int], *, by_class: bool) -> Candidates:
+        """This rank's problems, one after the other, with what is to be matched in them."""
+        positions, known = torch.cat(problems), self.derived.get("dealt")
+        if known is not None and known[0] == (owners, by_class) and known[1].equal(positions):
+            result: Candidates = known[2]
+            return result
+        groups = [_joined(problems, owners, rank) for rank in range(self.share.ranks.size)]
+        part, own = self.share.dealt(groups), groups[self.share.ranks.rank]
+        validation, classes = self.validation_share, self.classes
+        dealt = None
+        if validation is not None:
+            place = torch.zeros(len(validation), dtype=torch.int64)  # of all to rank 0
+            if by_class:
+                assert classes is not None
+                assert validation.classes is not None
+                labels = torch.stack([classes[members[0]] for members in problems])
+                near = torch.searchsorted(labels, validation.classes).clamp(max=len(labels) - 1)
+                place = torch.tensor(owners)[near]
+                place[labels[near] != validation.classes] = -1
+            parts = [(place == rank).nonzero()[:, 0] for rank in range(len(groups))]
+            some = validation.dealt(parts)
+            dealt = Validation(some.gradients, some.classes, self.scale, some.last_layer)
+        candidates = Candidates(
+            len(own),
+            part.gradients,
+            part.classes,
+            dealt,
+            None if self.losses is None else self.losses[own],
+            part.last_layer,
+            None if self.kept is None else self.kept[own],
+        )
+        self.derived["dealt"] = (owners, by_class), positions, candidates
+        return candidates
+
+
+def fair_owners(costs: list[int], ranks: int) -> list[int]:
+    """The rank that solves each problem: the dearest first, always to the one with least to do.
+
+    Example:
+        >>> fair_owners([4, 9, 1, 4, 1], 2)
+        [1, 0, 1, 1, 0]
+    """
+    owners = [0] * len(costs)
+    load = [(0, rank) for rank in range(ranks)]
+    for place in sorted(range(len(costs)), key=lambda place: -costs[place]):
+        total, rank = heapq.heappop(load)
+        owners[place] = rank
+        heapq.heappush(load, (total + costs[place], rank))
+    return owners
+
+
+def _joined(problems: list[Tensor], owners: list[int], rank: int) -> Tensor:
+    """The positions of the problems of `rank`."""
+    own = [members for members, owner in zip(problems, owners, strict=True) if owner == rank]
+    return torch.cat([torch.zeros(0, dtype=torch.int64), *own])
+
+
+def _on_cpu(choice: Choice) -> Choice:
+    objective = None if choice.objective is None else float(choice.objective)
+    positions, weights = choice.positions.cpu(), choice.weights.detach().cpu()
+    return replace(choice, positions=positions, weights=weights, objective=objective)
