@@ -30,6 +30,7 @@ from adaptive_subset import (
     Selector,
     Strategy,
 )
+from adaptive_subset.gradients import GradientSource
 from adaptive_subset.strategies import draws, scores
 from tests import models
 from tests.rank_runs import in_ranks, outcome
@@ -202,3 +203,16 @@ def test_classes_are_solved_from_the_same_numbers_bit_for_bit(spread: Any, name:
 def test_filling_up_was_tried() -> None:
     case = CASES["gradmatch, filled"]
     assert select(case, network(case)).filled == 5
+
+
+def test_gradients_do_not_depend_on_how_a_pool_is_cut_into_batches() -> None:
+    """So a stretch could end anywhere; whole batches make it exact."""
+    images = TensorDataset(torch.randn(20, 3, 8, 8), torch.arange(20) % 4)
+    model = models.cnn().double().train()
+    whole, cut = (
+        GradientSource(images, batch_size=size).read(model, nn.CrossEntropyLoss()).gradients
+        for size in (20, 3)
+    )
+    weights = torch.rand(20, dtype=torch.float64)
+    torch.testing.assert_close(cut.sum(weights), whole.sum(weights), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(cut.squared_norms(), whole.squared_norms(), rtol=1e-10, atol=1e-12)
