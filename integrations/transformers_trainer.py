@@ -99,8 +99,8 @@ class SubsetMixin:
         loss: torch.Tensor = self.subset.criterion(logits, labels)
         if num_items_in_batch is None:
             return loss
-        counted: torch.Tensor = labels.ne(-100).sum().to(loss.dtype)
-        return loss * counted / num_items_in_batch
+        share: torch.Tensor = labels.ne(-100).sum().to(loss.dtype) / num_items_in_batch
+        return loss * share
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
