@@ -211,7 +211,7 @@ def _child(
             threading.Timer(late, os.kill, (os.getpid(), signal.SIGKILL)).start()
         return forward(loss, *args, **kwargs)
 
-    WeightedLoss.forward = counted  # type: ignore[method-assign]
+    WeightedLoss.forward = counted  # type: ignore[method-assign, assignment]
     model = train(folder, subset)
     save((calls[0], parameters_to_vector(model.parameters()).detach()), folder / "end")
     if step is None or calls[0] < step:
