@@ -78,8 +78,9 @@ def _errors(axes: Any, history: list[dict[str, Any]]) -> None:
         values = [np.nan if entry[name] is None else entry[name] for entry in history]
         if not np.isnan(values).all():
             axes.plot(epochs, values, "o-", markersize=3, label=text)
-    axes.set(title="relative gradient error", xlabel="epoch", ylim=(0, None))
+    axes.set(title="relative gradient error", xlabel="epoch")
     if axes.lines:
+        axes.set_yscale("log")  # the two may be far apart
         axes.legend()
     else:
         axes.text(0.5, 0.5, "no gradients were matched", transform=axes.transAxes, ha="center")

@@ -140,15 +140,14 @@ class Subset:
         Raises:
             ValueError: it is corrupt, or of a run with other arguments.
         """
-        place = [
-            state.get(n) if isinstance(state, Mapping) else None for n in ("batches", "length")
-        ]
+        names = sorted(state) if isinstance(state, Mapping) else []
+        place = [state[name] if name in names else None for name in ("batches", "length")]
         batches, length = (n if type(n) is int else -1 for n in place)
-        if not 0 <= batches <= length or "sampler" not in state:
+        if not 0 <= batches <= length or "sampler" not in names:
             raise ValueError(
-                "`state` must be what the state_dict() of this adapter returned, got "
-                f"{sorted(state) if isinstance(state, Mapping) else type(state).__name__} at batch "
-                f"{place[0]} of {place[1]}. The checkpoint is damaged, or that of something else."
+                "`state` must be what the state_dict() of this adapter returned, got a "
+                f"{type(state).__name__} of {names} at batch {place[0]} of {place[1]}. The "
+                "checkpoint is damaged, or that of something else."
             )
         if 0 < batches < length and not self.size_is_fixed:
             raise ValueError(
