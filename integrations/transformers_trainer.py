@@ -61,6 +61,7 @@ class SubsetMixin:
         kwargs["compute_loss_func"] = self._weighted_loss
         super().__init__(*args, **kwargs)
         _check_arguments(self.args, self.train_dataset)
+        self.label_names = self.label_names or ["labels"]  # the model need not take any
         if options.get("warm_start") and self.args.max_steps <= 0:
             options.setdefault("epochs", math.ceil(self.args.num_train_epochs))
         if options.get("pool_fraction", 1.0) == 1.0 and options.get("pool") is None:

@@ -31,7 +31,6 @@ from tests.framework_recipes import (
 )
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.xdist_group("frameworks"),  # each takes seconds to import
     pytest.mark.filterwarnings("ignore"),  # the frameworks' own
 ]
@@ -231,7 +230,11 @@ def _messages(error: BaseException | None) -> str:
     return "" if error is None else f"{error}\n{_messages(error.__context__)}"
 
 
-@pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: f"{loop.recipe}: {loop.says}")
+@pytest.mark.parametrize(
+    "loop",
+    [pytest.param(loop, marks=[] if loop.ranks > 1 else pytest.mark.slow) for loop in LOOPS],
+    ids=lambda loop: f"{loop.recipe}: {loop.says}",
+)
 def test_loops(loop: Loop, tmp_path: Path) -> None:
     accumulation = {} if loop.counts is None else {"accumulate": 2, "counts": loop.counts}
     if loop.outcome == EXACT:
