@@ -217,13 +217,11 @@ def plain_loop(
     return before, parameters_to_vector(model.parameters()).detach()
 
 
-def assert_exact(runs: list[Run], *, shards_itself: bool = True, **accumulation: Any) -> None:
+def assert_exact(runs: list[Run], **accumulation: Any) -> None:
     """The ranks selected when they should, and all of them are where the plain loop ends.
 
     Args:
         runs: of all ranks.
-        shards_itself: the sampler gives each rank its share, in an order of its own; else a
-            framework does, in whatever order.
         accumulation: `accumulate` and `counts` of the plain loop.
     """
     selections = runs[0].selections
@@ -233,8 +231,7 @@ def assert_exact(runs: list[Run], *, shards_itself: bool = True, **accumulation:
     for epoch, ranks in enumerate(order):
         chosen = selections[max(e for e in SELECTS if e <= epoch)].indices.tolist()
         assert sorted(chain(*ranks)) == sorted(chosen), f"epoch {epoch}"
-    if shards_itself:
-        assert order == order_of_sampler(selections, len(runs))
+    assert order == order_of_sampler(selections, len(runs))
     before, parameters = plain_loop(selections, order, **accumulation)
     for run in runs:
         for epoch in SELECTS:

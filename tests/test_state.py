@@ -43,6 +43,9 @@ DAMAGES: list[tuple[str, Any, str]] = [
     ("epoch", "3", "'3' as its 'epoch'"),
     ("epoch", 1.5, "1.5 as its 'epoch'"),
     ("epoch", -1, "`epoch` must be at least 0, got -1"),
+    ("warm_epochs", GONE, "a dict without 'warm_epochs'"),
+    ("warm_epochs", 0.5, "0.5 as its 'warm_epochs'"),
+    ("warm_epochs", -1, "`warm_epochs` must be at least 0, got -1"),
     ("history", [], "a list as its 'history'"),
     ("history.selections", {}, "History returned, got a dict as its 'selections'"),
     ("history.selections", [1], "History returned, got 1"),
@@ -84,7 +87,7 @@ def test_a_damaged_state_changes_nothing(path: str, value: Any, message: str) ->
     with pytest.raises(ValueError, match=message):
         sampler.load_state_dict(state)
     assert sampler.selection is selection
-    for key in ("epoch", "history", "configuration"):
+    for key in ("epoch", "warm_epochs", "history", "configuration"):
         assert sampler.state_dict()[key] == after[key]
     sampler.load_state_dict(before)
     assert sampler.epoch == 0
@@ -162,3 +165,39 @@ def test_states_moved_to_another_device_or_dtype_come_back() -> None:
     saved["weights"] = saved["weights"].double()
     sampler.load_state_dict(state)
     assert [(int(i), i.weight) for i in sampler] == order  # type: ignore[attr-defined]
+
+
+def test_a_run_goes_on_for_more_epochs_than_planned() -> None:
+    """As warm as it was planned: four epochs with two of them warm become six with two."""
+    net, warm = models.mlp(), {"every": 1, "warm_start": 0.5}
+
+    def orders(sampler: AdaptiveSubsetSampler, epochs: range) -> list[Any]:
+        return [(sampler.maybe_reselect(net, epoch), list(sampler))[1] for epoch in epochs]
+
+    for saved_at in (1, 2):  # in the warm start, and behind it
+        short, long = make(epochs=4, **warm), make(epochs=6, **warm)
+        orders(short, range(saved_at + 1))
+        long.load_state_dict(short.state_dict())
+        assert (long.warm_epochs, len(long.sizes(6))) == (2, 6)
+        assert orders(long, range(saved_at + 1, 6)) == orders(short, range(saved_at + 1, 6))
+        again = make(epochs=6, **warm)
+        again.load_state_dict(long.state_dict())
+        assert again.warm_epochs == 2
+    other = make(epochs=4, every=1, warm_start=0.75)
+    with pytest.raises(ValueError, match=r"'warm_start': \(0.5, 0.75\)"):
+        other.load_state_dict(short.state_dict())
+    assert other.warm_epochs == 3
+
+
+def test_a_loader_brings_no_other_warm_start() -> None:
+    """By then an epoch was asked for by the schedule that is here."""
+    net = models.mlp()
+    short = make(epochs=4, warm_start=0.5)
+    short.maybe_reselect(net, 1)
+    late = make(epochs=6, warm_start=0.5)
+    late.maybe_reselect(net, 1)
+    loading = iter(late)  # as a loader does that resumes
+    with pytest.raises(RuntimeError, match="must be loaded before maybe_reselect"):
+        late.load_state_dict(short.state_dict())
+    assert late.warm_epochs == 3
+    del loading

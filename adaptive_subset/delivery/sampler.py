@@ -23,7 +23,8 @@ from adaptive_subset.randomness import shard
 from adaptive_subset.selection import Selection
 from adaptive_subset.selector import Selector
 
-_FIELDS = {"configuration": Mapping, "epoch": int, "history": Mapping, "selector": Mapping}
+_FIELDS: dict[str, type] = {"configuration": Mapping, "history": Mapping, "selector": Mapping}
+_FIELDS |= {"epoch": int, "warm_epochs": int}
 
 
 class AdaptiveSubsetSampler(Sampler[int]):
@@ -186,6 +187,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
             "selection": None if self.selection is None else self.selection.fingerprint(),
             "num_replicas": self.num_replicas,
             "rank": self.rank,
+            "warm_epochs": self.warm_epochs,
             **self._configuration(),
             **self.selector.configuration(),
         }
@@ -217,11 +219,10 @@ class AdaptiveSubsetSampler(Sampler[int]):
 
     def _indices(self) -> list[int]:
         """The indices of this rank in this epoch, each with its weight."""
-        unit = self._unit
         if self.epoch < self.warm_epochs:
             size = self.selector.size
             assert size is not None  # a warm start needs one
-            indices = shard(len(self.dataset), size, self.epoch, self.seed).view(-1, unit)
+            indices = shard(len(self.dataset), size, self.epoch, self.seed).view(-1, self._unit)
             weights = torch.ones(indices.shape)
         else:
             selection = self.selection
@@ -230,8 +231,8 @@ class AdaptiveSubsetSampler(Sampler[int]):
                     f"epoch {self.epoch} is due for a selection and has none. Call "
                     "`sampler.maybe_reselect(model, epoch)` before iterating over the loader."
                 )
-            indices = selection.indices.view(-1, unit)
-            weights = selection.loss_weights.view(-1, unit)
+            indices = selection.indices.view(-1, self._unit)
+            weights = selection.loss_weights.view(-1, self._unit)
         return in_order(
             indices,
             weights,
@@ -244,21 +245,20 @@ class AdaptiveSubsetSampler(Sampler[int]):
     def _configuration(self) -> dict[str, Any]:
         return {
             "every": self.every,
-            "warm_epochs": self.warm_epochs,
+            "warm_start": self._schedule.warm_start,
             "weighting": self.weighting,
             "order_seed": self.seed,
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs to go on with the same indices, weights and order.
+        """All that a resumed run needs; copies that ``torch.load(weights_only=True)`` reads.
 
-        Copies of tensors and plain values, so ``torch.load(weights_only=True)`` reads it. The
-        indices are those of all ranks together: saving rank 0's is enough, for strategies that
-        need losses after `Selector.exchange_losses`.
+        Rank 0's is enough for all; where losses are needed, after `Selector.exchange_losses`.
         """
         return {
             "configuration": self._configuration(),
             "epoch": self.epoch,
+            "warm_epochs": self.warm_epochs,
             "history": self._history.state_dict(),
             "selector": self.selector.state_dict(),
         }
@@ -266,8 +266,9 @@ class AdaptiveSubsetSampler(Sampler[int]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken; a state that does not fit changes nothing.
 
-        Call it before `maybe_reselect`. A loader that saves its sampler (torchdata's) calls it
-        once more when it is iterated over, by then too late: what is known here wins.
+        Call it before `maybe_reselect`. A loader that saves its sampler (torchdata's) calls it once
+        more when iterated over, too late: what is known here wins. There may be more `epochs` than
+        before; a warm start stays as long as it was.
 
         Raises:
             ValueError: it is that of a sampler with other arguments, or is corrupt.
@@ -280,19 +281,21 @@ class AdaptiveSubsetSampler(Sampler[int]):
         saved = self.selector.saved_selection(state["selector"])
         history = History(len(self.dataset))
         history.load_state_dict(state["history"])
-        is_newer = False  # whether the selection here is one that was due since
+        schedule = self._schedule.resumed(state["warm_epochs"])
+        lengths = Lengths(self.selector, schedule, self._sharding)
+        is_newer = False  # the selection here, which was due since
         if self._clock.is_in_loader:
             now, here = max(epoch, self.epoch), self.selection
-            is_newer = self._schedule.is_due(now, saved)
+            is_newer = schedule.is_due(now, saved)
             same = (here and here.fingerprint()) == (saved and saved.fingerprint())
-            depends = self.selector.depends_on(saved, is_due=is_newer)
-            if not self._clock.takes(epoch, same=same, depends=depends):
+            late = schedule != self._schedule or self.selector.depends_on(saved, is_due=is_newer)
+            if not self._clock.takes(epoch, same=same, depends=late):
                 return
             epoch = now
         if is_newer:
             history.selections += self.history
         else:
             self.selector.load_state_dict(state["selector"])
-        self._history = history
+        self._history, self._schedule, self._lengths = history, schedule, lengths
         self._clock.set(epoch)
         self._clock.knows_past()

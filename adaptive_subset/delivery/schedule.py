@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from adaptive_subset.checks import number, whole
+from adaptive_subset.checks import natural, number, whole
 from adaptive_subset.selection import Selection
 
 
@@ -15,10 +15,12 @@ class Schedule:
     Args:
         every: R, epochs from one selection to the next.
         warm_epochs: those before the first selection.
+        warm_start: κ, of which they are the outcome.
     """
 
     every: int
     warm_epochs: int
+    warm_start: float
 
     @classmethod
     def of(cls, every: int, epochs: int | None, warm_start: float) -> Schedule:
@@ -43,7 +45,15 @@ class Schedule:
                 f"`epochs` must be given for a warm start of {warm_start}, got None. Pass the "
                 "number of epochs of the whole run."
             )
-        return cls(every, round(warm_start * (epochs or 0)))
+        return cls(every, round(warm_start * (epochs or 0)), warm_start)
+
+    def resumed(self, warm_epochs: int) -> Schedule:
+        """That of a run which goes on, for more epochs perhaps: it is as warm as it was planned.
+
+        Raises:
+            ValueError: `warm_epochs` is none, of a damaged checkpoint.
+        """
+        return replace(self, warm_epochs=natural("warm_epochs", warm_epochs))
 
     def is_due(self, epoch: int, selection: Selection | None) -> bool:
         """Whether `epoch` needs a selection that `selection`, the current one, is not."""
