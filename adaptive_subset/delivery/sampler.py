@@ -272,8 +272,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
 
         Raises:
             ValueError: it is that of a sampler with other arguments, or is corrupt.
-            RuntimeError: only the loader's state was loaded, and what was selected meanwhile
-                depends on it or contradicts it.
+            RuntimeError: only the loader's state was loaded, after a selection that needs this one.
         """
         check_state("AdaptiveSubsetSampler", state, _FIELDS)
         check_configuration("sampler", self._configuration(), state["configuration"])
