@@ -83,7 +83,12 @@ def fake_wandb(logged):
     return wandb
 
 
-def observed_run(path, flags, task=False, patched=True):
+def without_weights(create_model):
+    """Teachers are created with pretrained weights, which tests do not download."""
+    return lambda *args, **kwargs: create_model(*args, **{**kwargs, "pretrained": False})
+
+
+def observed_run(path, flags, patched=True):
     """Run a script with patch and spy in this process and tell what was seen."""
     report = {"seen": [], "log": [], "lengths": [], "wandb": []}
     with pytest.MonkeyPatch.context() as patches:
@@ -106,8 +111,12 @@ def observed_run(path, flags, task=False, patched=True):
         logging.getLogger("train").setLevel(logging.INFO)
         script = timm_patch.load(path)
         report["timm"] = sys.modules["timm"].__file__
-        if task:
+        if "--task" in flags:
             script.train_one_epoch = script.train_one_epoch_of_task
+        for name in ("timm.task.distillation", "timm.task.token_distillation"):
+            tasks = sys.modules.get(name)
+            if (create := getattr(tasks, "create_model", None)) is not None:
+                patches.setattr(tasks, "create_model", without_weights(create))
         if patched:
             training, train = timm_patch.patch(script), script.train_one_epoch
 
