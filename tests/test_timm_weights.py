@@ -119,11 +119,11 @@ def test_matching_uses_the_loss_of_unmixed_labels():
 class Student(nn.Module):
     """What timm's tasks ask of a model, with two heads for a token task."""
 
-    pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     num_classes, in_chans, num_features = 5, 3, 6
 
     def __init__(self):
         super().__init__()
+        self.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
         self.body, self.head, self.token = nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(6, 5)
         self.distilled = False
 

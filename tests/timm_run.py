@@ -6,6 +6,7 @@ Imports no timm before the script does, so that a timm that lies beside the scri
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import logging
@@ -90,7 +91,7 @@ def without_weights(create_model):
 
 def observed_run(path, flags, patched=True):
     """Run a script with patch and spy in this process and tell what was seen."""
-    report = {"seen": [], "log": [], "lengths": [], "wandb": []}
+    report = {"seen": [], "log": [], "lengths": [], "wandb": [], "known_losses": []}
     with pytest.MonkeyPatch.context() as patches:
         spy = Spy()
         patches.setattr(
@@ -114,9 +115,11 @@ def observed_run(path, flags, patched=True):
         if "--task" in flags:
             script.train_one_epoch = script.train_one_epoch_of_task
         for name in ("timm.task.distillation", "timm.task.token_distillation"):
-            tasks = sys.modules.get(name)
-            if (create := getattr(tasks, "create_model", None)) is not None:
-                patches.setattr(tasks, "create_model", without_weights(create))
+            with contextlib.suppress(ImportError):
+                tasks = importlib.import_module(name)
+                if hasattr(tasks, "create_model"):
+                    create = without_weights(tasks.create_model)
+                    patches.setattr(tasks, "create_model", create)
         if patched:
             training, train = timm_patch.patch(script), script.train_one_epoch
 
@@ -126,6 +129,9 @@ def observed_run(path, flags, patched=True):
                 result = train(*args, **kwargs)
                 report["lengths"].append(len(args[2]))
                 report["seen"].append([int(index) for index in training.sampler or ()])
+                if training.sampler is not None and training.sampler.selector.losses is not None:
+                    known = training.sampler.selector.losses.values.isfinite()
+                    report["known_losses"].append(int(known.sum()))
                 return result
 
             script.train_one_epoch = train_one_epoch
@@ -142,12 +148,20 @@ def observed_run(path, flags, patched=True):
 
 def refusal(path, flags):
     """The message that ends a run before it trains."""
+    trained = []
+    handler = logging.Handler()
+    handler.emit = lambda record: trained.append(record.getMessage())
+    logging.getLogger("train").addHandler(handler)
     with (
         contextlib.redirect_stderr(io.StringIO()) as errors,
-        pytest.raises((SystemExit, ValueError)) as caught,
+        pytest.raises(SystemExit) as caught,
     ):
         observed_run(path, flags)
-    return errors.getvalue() + str(caught.value)
+    logging.getLogger("train").removeHandler(handler)
+    assert caught.value.code == 2
+    assert not [line for line in trained if line.startswith("Train: ")]
+    lines = errors.getvalue().splitlines(keepends=True)
+    return "".join(lines[-1:])
 
 
 if __name__ == "__main__":
