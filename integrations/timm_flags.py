@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import fields
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -139,13 +139,17 @@ def subset_flags(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def strategy_of(
-    args: argparse.Namespace, config: Mapping[str, Any], planned: Mapping[str, Any]
+    args: argparse.Namespace,
+    typed: Container[str],
+    config: Mapping[str, Any],
+    planned: Mapping[str, Any],
 ) -> Strategy | None:
     """The strategy that the flags ask for, None if none was given; its name is filled in.
 
     Args:
         args: of the script.
-        config: the flags among them that come from a --config file.
+        typed: the flags that were on the command line.
+        config: what flags are set to in a --config file.
         planned: of the run that is resumed, see `timm_resume.plan_of`.
 
     Raises:
@@ -175,13 +179,13 @@ def strategy_of(
     kind: Any = STRATEGIES[name]
     known, everywhere = {field.name for field in fields(kind)}, strategy_flags()
     if config.get("strategy") not in (None, name):
-        stale = sorted((config.keys() & {"every", *everywhere}) & given.keys())
-        if stale:
+        own = [key for key in ("every", *everywhere) if key in given and key not in typed]
+        if stale := sorted(own):
             values = ", ".join(f"{flag_of(key)} {given[key]}" for key in stale)
             raise Refusal(
-                f"{values} comes from the --config file, where it was meant for "
-                f"{config['strategy']}. Give it with --subset-strategy {name} on the command "
-                "line, or take it out of the file."
+                f"--subset-strategy {name} cannot go with {values} of the --config file, which "
+                f"was for {config['strategy']}. Give it on the command line, or take it out of the "
+                "file."
             )
     options = {key: value for key, value in given.items() if key in everywhere}
     if unknown := sorted(options.keys() - known):

@@ -122,19 +122,16 @@ class SubsetTraining:
 
         def parse_args(args: Any = None, namespace: Any = None) -> Any:
             self._args = parse(args, namespace)
-            # What another run leaves unset was not on the command line, but in a --config file.
-            unset: Any = object()
             flags = [f"subset_{name}" for name in subset_flags(self._args)]
-            typed = parse(args, argparse.Namespace(**dict.fromkeys(flags, unset)))
-            config = {
-                name: getattr(self._args, f"subset_{name}")
-                for name, value in subset_flags(typed).items()
-                if value is unset
-            }
+            # A --config file sets defaults. What stays as it is here was not on the command line.
+            unset: Any = object()
+            there = parse(args, argparse.Namespace(**dict.fromkeys(flags, unset)))
+            typed = {name for name, value in subset_flags(there).items() if value is not unset}
+            config = {name: parser.get_default(f"subset_{name}") for name in subset_flags(there)}
             with self._refusals():
                 is_new = getattr(self._args, "start_epoch", None) == 0
                 planned = plan_of("" if is_new else getattr(self._args, "resume", ""))
-                self._strategy = strategy_of(self._args, config, planned)
+                self._strategy = strategy_of(self._args, typed, config, planned)
                 self._planned = plan(self._args, planned if self._strategy else {})
             return self._args
 

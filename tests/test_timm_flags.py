@@ -1,4 +1,4 @@
-"""The flags of timm's train.py: what they reach, and what ends a run in one line that names them."""
+"""The flags of timm's train.py: what they reach, and the line that ends a run that cannot be."""
 
 from __future__ import annotations
 
@@ -140,8 +140,8 @@ def test_a_baseline_is_not_run_with_the_flags_of_another_strategy(capsys):
     config = {"subset_fraction": 0.5, "subset_strategy": "gradmatch", "subset_every": 20}
     config["subset_lam"] = 0.1
     error = refused(capsys, "--subset-strategy fresh-random", config=config)
-    assert "--subset-every 20, --subset-lam 0.1 comes from the --config file" in error
-    assert "meant for gradmatch" in error
+    assert "--subset-every 20, --subset-lam 0.1 of the --config file" in error
+    assert "was for gradmatch" in error
     del config["subset_lam"]
     strategy, args = parsed("--subset-strategy fresh-random --subset-every 3", config=config)
     assert (strategy, args.subset_every) == (STRATEGIES["fresh-random"](), 3)
@@ -178,16 +178,16 @@ def test_flags_from_a_config_file(script, flags, tmp_path):
 @pytest.mark.slow
 @scripts
 def test_losses_of_training_choose_the_subset(script, flags):
-    report = run(script, [*flags, "--subset-fraction", "0.25", "--aug-splits", "2"])
+    report = run(script, [*flags, "--subset-fraction", "0.5", "--aug-splits", "2"])
     lines = [line for line in report["log"] if line.startswith("Subset:")]
     assert [line.split()[1] for line in lines] == ["0", "1", "2", "3"]
-    assert all(bound >= 12 for bound in report["known_losses"])
+    assert all(bound >= 24 for bound in report["known_losses"])
 
 
 @pytest.mark.slow
 @scripts
 def test_the_first_selection_sets_the_size(script, flags):
-    options = "--subset-tolerance 0.6 --subset-strategy gradmatch --subset-every 2"
+    options = "--subset-tolerance 0.05 --subset-strategy gradmatch --subset-every 2"
     report = run(script, [*flags, *options.split()])
     sizes = {len(epoch) for epoch in report["seen"]}
     assert len(sizes) == 1
@@ -203,9 +203,8 @@ ERRORS = {
     "--subset-budget 24 --num-classes 3": "--num-classes must be above the largest label, got 3 "
     "and labels up to 3. Give --num-classes 4",
     "--subset-head model.fc": r"--subset-head must name a module of ResNet, got 'model.fc'. "
-    r"Linear layers that the model uses: \['fc'\]",
-    "--subset-head conv1": "--subset-head must be or contain a linear layer.*got 'conv1'|"
-    "--subset-head 'conv1' must see one vector a sample",
+    r"Linear layers that the model uses: \[.*'fc'\]",
+    "--subset-head conv1": "--subset-head 'conv1.6' must see one vector a sample",
     "--subset-strategy glister --model deit_tiny_distilled_patch16_224 --model-kwargs img_size=32 "
     "depth=2": "--subset-strategy glister: `model` must return the output of its one last layer",
     "--subset-pool-fraction 0.25": "--subset-pool-fraction must leave at least the budget",

@@ -51,12 +51,16 @@ def run(path, flags):
     return report
 
 
-def run_distributed(path, flags, folder, count):
-    """The same in processes that are connected by gloo."""
+def run_distributed(path, flags, folder, count, kill=None):
+    """The same in processes that are connected by gloo; `kill` a rank at that step of its."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={count}", timm_run.__file__, str(path), *flags, *WORKER]
     environment = {**os.environ, **timm_run.ENVIRONMENT, "REPORT": str(folder / "report")}
+    environment |= {"KILL": "{} {}".format(*kill)} if kill else {}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if kill is not None:
+        assert done.returncode != 0
+        return []
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return [json.loads((folder / f"report{rank}").read_text()) for rank in range(count)]
 

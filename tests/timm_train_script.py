@@ -69,6 +69,7 @@ parser.add_argument("--jsd-loss", action="store_true")
 parser.add_argument("--aug-splits", type=int, default=0)
 parser.add_argument("--aug-repeats", type=float, default=0)
 parser.add_argument("--use-multi-epochs-loader", action="store_true")
+parser.add_argument("--no-aug", action="store_true")
 parser.add_argument("--aa")
 parser.add_argument("--reprob", type=float, default=0.0)
 parser.add_argument("--remode", default="pixel")
@@ -155,6 +156,7 @@ def main():
         collate_fn=collate_fn,
         num_aug_splits=args.aug_splits,
         num_aug_repeats=args.aug_repeats,
+        no_aug=args.no_aug,
         auto_augment=args.aa,
         re_prob=args.reprob,
         re_mode=args.remode,
