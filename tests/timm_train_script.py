@@ -201,6 +201,8 @@ def main():
     scheduler, epochs = create_scheduler_v2(
         optimizer, num_epochs=args.epochs, updates_per_epoch=len(loader)
     )
+    if start:
+        scheduler.step(start)
     for epoch in range(start, epochs):
         if args.distributed and hasattr(loader.sampler, "set_epoch"):
             loader.sampler.set_epoch(epoch)
