@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from itertools import islice
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -167,7 +168,7 @@ def check_labels(images: Dataset[Any], classes: int | None, count: int = 16) -> 
     largest = max(names.values(), default=-1) if names else -1
     for index in evenly(len(images), count):  # type: ignore[arg-type]  # it has a length
         label = images[index][1]
-        if not isinstance(label, (int, torch.Tensor)) or torch.as_tensor(label).ndim:
+        if not isinstance(label, (Integral, torch.Tensor)) or torch.as_tensor(label).ndim:
             return
         largest = max(largest, int(label))
     if classes is not None and largest >= classes:

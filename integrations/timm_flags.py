@@ -143,8 +143,8 @@ def strategy_of(
     typed: Container[str],
     config: Mapping[str, Any],
     planned: Mapping[str, Any],
-) -> Strategy | None:
-    """The strategy that the flags ask for, None if none was given; its name is filled in.
+) -> Strategy:
+    """The strategy that the flags, of which some are given, ask for; its name is filled in.
 
     Args:
         args: of the script.
@@ -156,8 +156,6 @@ def strategy_of(
         Refusal: flags that contradict each other or cannot go with an option of the script.
     """
     given = {name: value for name, value in subset_flags(args).items() if value is not None}
-    if not given:
-        return None
     sizes = [flag_of(name) for name in ("fraction", "budget", "tolerance")]
     if sum(name in given for name in ("fraction", "budget", "tolerance")) != 1:
         got = [flag_of(name) for name in ("fraction", "budget", "tolerance") if name in given]

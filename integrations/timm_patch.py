@@ -15,7 +15,7 @@ import importlib.util
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Container, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +33,7 @@ from adaptive_subset.integrations.timm_flags import (
     strategy_of,
     subset_flags,
 )
-from adaptive_subset.integrations.timm_resume import plan, plan_of
+from adaptive_subset.integrations.timm_resume import has_subset, plan, plan_of
 from torch.utils.data import DataLoader, IterableDataset
 
 from adaptive_subset import AdaptiveSubsetSampler, Strategy
@@ -129,13 +129,19 @@ class SubsetTraining:
             typed = {name for name, value in subset_flags(there).items() if value is not unset}
             config = {name: parser.get_default(f"subset_{name}") for name in subset_flags(there)}
             with self._refusals():
-                is_new = getattr(self._args, "start_epoch", None) == 0
-                planned = plan_of("" if is_new else getattr(self._args, "resume", ""))
-                self._strategy = strategy_of(self._args, typed, config, planned)
-                self._planned = plan(self._args, planned if self._strategy else {})
+                self._understand(typed, config)
             return self._args
 
         parser.parse_args = parse_args  # type: ignore[method-assign]
+
+    def _understand(self, typed: Container[str], config: Mapping[str, Any]) -> None:
+        args = self._args
+        if all(value is None for value in subset_flags(args).values()):
+            return
+        is_new = getattr(args, "start_epoch", None) == 0
+        planned = plan_of("" if is_new else getattr(args, "resume", ""))
+        self._strategy = strategy_of(args, typed, config, planned)
+        self._planned = plan(args, planned)
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
@@ -167,7 +173,9 @@ class SubsetTraining:
         split = self._args.subset_validation
         if split is None:
             return None
-        if not self._dataset or split == getattr(self._args, "val_split", None):
+        if not self._dataset:
+            raise Refusal("--subset-validation needs a script that calls create_dataset.")
+        if split == getattr(self._args, "val_split", None):
             raise Refusal(
                 f"--subset-validation must be a split of its own, got {split}, which the script "
                 "evaluates on (--val-split). Set a part of the training images aside."
@@ -245,7 +253,7 @@ class SubsetTraining:
 
     def _warn_if_forgotten(self) -> None:
         resume = getattr(self._args, "resume", "")
-        if resume and getattr(self._args, "rank", 0) == 0 and plan_of(resume):
+        if resume and getattr(self._args, "rank", 0) == 0 and has_subset(resume):
             self._logger.warning(
                 f"Subset: {resume} was trained on a subset, and no --subset flag is given: going "
                 "on with all the data"

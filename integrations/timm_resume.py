@@ -14,6 +14,11 @@ from adaptive_subset.integrations.timm_flags import Refusal, flag_of, subset_fla
 from adaptive_subset import AdaptiveSubsetSampler
 
 
+def has_subset(resume: str) -> bool:
+    """Whether the run that wrote the checkpoint `resume` had a subset."""
+    return bool(_files(Path(resume).parent))
+
+
 def plan_of(resume: str) -> dict[str, Any]:
     """What the run that wrote the checkpoint `resume` was planned with; empty if it had no subset.
 
@@ -32,7 +37,7 @@ def plan(args: argparse.Namespace, planned: Mapping[str, Any]) -> dict[str, Any]
     Raises:
         Refusal: other flags than those of the interrupted run.
     """
-    here = {**{flag_of(name): value for name, value in subset_flags(args).items()}}
+    here = {flag_of(name): value for name, value in subset_flags(args).items()}
     here["--seed"] = args.seed
     saved = planned.get("flags", {})
     names = [name for name in (here | saved) if here.get(name) != saved.get(name)]

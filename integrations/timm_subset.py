@@ -160,7 +160,7 @@ class TimmSubset:
         timm_data.check_labels(self._pool, getattr(self._args, "num_classes", None))
         self._resume(arguments)
         self.weigh(arguments)
-        try_out(self._model(arguments), self.sampler.selector, self._reading)
+        try_out(self._model(arguments), self.sampler.selector, self._reading, self._shares[0])
 
     def weigh(self, arguments: dict[str, Any]) -> None:
         """Put weighted loss or task, and mixup that mixes weights too, in place of the script's."""

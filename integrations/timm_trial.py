@@ -18,13 +18,14 @@ from adaptive_subset import Selector, Strategy
 _SAMPLES = 16
 
 
-def try_out(model: nn.Module, selector: Selector, reading: dict[str, Any]) -> None:
+def try_out(model: nn.Module, selector: Selector, reading: dict[str, Any], processes: int) -> None:
     """Make a small selection as `selector` will make its own; nothing is kept of it.
 
     Args:
         model: as it is trained.
         selector: of the run, with its loss bound.
         reading: `head`, `validation`, … of the run.
+        processes: that select together; all of them call it.
 
     Raises:
         TypeError, ValueError: what a selection of the run would raise as well.
@@ -33,11 +34,11 @@ def try_out(model: nn.Module, selector: Selector, reading: dict[str, Any]) -> No
     if not strategy.needs_gradients:
         return
     data = {"pool": pool, "validation": reading.get("validation")}
-    few: dict[str, Any] = {name: _part(d) for name, d in data.items() if d is not None}
+    few: dict[str, Any] = {name: _part(d, processes) for name, d in data.items() if d is not None}
     small = _small(strategy)
     n = len(few["pool"])
     trial = Selector(
-        _part(selector.dataset),
+        _part(selector.dataset, processes),
         small,
         budget=max(n // 2, small.batch_size or 1),
         criterion=selector.criterion,
@@ -52,8 +53,8 @@ def try_out(model: nn.Module, selector: Selector, reading: dict[str, Any]) -> No
         strategy.check_memory(m, gradients.dim, selector.size)
 
 
-def _part(data: Any) -> Subset[Any]:
-    return Subset(data, evenly(len(data), _SAMPLES))
+def _part(data: Any, processes: int) -> Subset[Any]:
+    return Subset(data, evenly(len(data), max(_SAMPLES, 2 * processes)))
 
 
 def _small(strategy: Strategy) -> Strategy:

@@ -73,7 +73,7 @@ def flags_for(script, recipe):
     given = RECIPES[recipe].split()
     if script != OWN:
         return options_of(script, given)
-    groups: list[list[str]] = []
+    groups = []
     for word in given:
         groups += [[word]] if word.startswith("--") else []
         groups[-1] += [] if word.startswith("--") else [word]
