@@ -15,24 +15,31 @@ import importlib.util
 import inspect
 import logging
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Container, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run as a file: the checkout around it need not be installed
     _checkout = str(Path(__file__).resolve().parent.parent)
     sys.path.insert(0, _checkout)
     __import__("adaptive_subset").__path__.append(_checkout)
 
-import torch
-from adaptive_subset.integrations.timm_flags import add_flags, strategy_of
-from adaptive_subset.integrations.timm_resume import load_before, save
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler
+from adaptive_subset.integrations.timm_flags import (
+    Refusal,
+    add_flags,
+    in_flags,
+    strategy_of,
+    subset_flags,
+)
+from adaptive_subset.integrations.timm_resume import has_subset, plan, plan_of
+from torch.utils.data import DataLoader, IterableDataset
 
-from adaptive_subset import AdaptiveSubsetSampler, Selection, Selector, Strategy
-from adaptive_subset.gradients.model_state import unwrap
+from adaptive_subset import AdaptiveSubsetSampler, Strategy
+
+if TYPE_CHECKING:
+    from adaptive_subset.integrations.timm_subset import TimmSubset
 
 TESTED = "0.9.16, 1.0.3, 1.0.15, 1.0.22, 1.0.25, 1.0.28 and 1.0.31"
 _NEEDED = ("parser", "main", "create_loader", "train_one_epoch")
@@ -63,8 +70,8 @@ def load(path: str | Path) -> ModuleType:
 def patch(module: ModuleType) -> SubsetTraining:
     """Give timm's train.py, or a copy of it, the ``--subset-…`` flags. Call its ``main()`` then.
 
-    Replaced are `create_loader` and `train_one_epoch` in the module's globals and `parse_args` of
-    its parser.
+    Replaced are `create_dataset`, `create_loader` and `train_one_epoch` in the module's globals and
+    `parse_args` of its parser.
 
     Raises:
         ValueError: the module lacks a name that is needed, or is patched already.
@@ -81,201 +88,180 @@ def patch(module: ModuleType) -> SubsetTraining:
 
 
 class SubsetTraining:
-    """What one run of the script knows about its subset.
-
-    Attributes:
-        sampler: chooses and delivers the subset; None before the training loader is made and in
-            runs without a ``--subset-…`` flag.
-    """
+    """The hooks in one run of the script."""
 
     def __init__(self, module: ModuleType) -> None:
-        self.sampler: AdaptiveSubsetSampler | None = None
         self._module = module
         self._args = argparse.Namespace()
         self._strategy: Strategy | None = None
+        self._planned: dict[str, Any] = {}
+        self._subset: TimmSubset | None = None
         self._loader: Any = None
-        self._evaluation: dict[str, Any] = {}  # arguments of the script's evaluation loader
-        self._mixup: Any = None
-        self._loss: Any = None
+        self._create: Any = None  # the script's create_dataset
+        self._create_loader_of_script: Any = None
+        self._dataset: dict[str, Any] = {}  # arguments of the script's training dataset
+        self._evaluation: dict[str, Any] = {}  # … and of its evaluation loader
+        self._has_begun = False
         self._add_flags(module.parser)
-        for name in ("create_loader", "train_one_epoch"):
-            original = getattr(module, name)
-            hook: Any = functools.partial(getattr(self, "_" + name), original)
-            setattr(module, name, functools.wraps(original)(hook))
+        for name in ("create_dataset", "create_loader", "train_one_epoch"):
+            if (original := getattr(module, name, None)) is not None:
+                hook: Any = functools.partial(getattr(self, "_" + name), original)
+                setattr(module, name, functools.wraps(original)(hook))
         module.train_one_epoch.subset_training = self
+
+    @property
+    def sampler(self) -> AdaptiveSubsetSampler | None:
+        """Chooses and delivers the subset; None before the training loader is made and in runs
+        without a ``--subset-…`` flag.
+        """
+        return None if self._subset is None else self._subset.sampler
 
     def _add_flags(self, parser: argparse.ArgumentParser) -> None:
         add_flags(parser)
         parse = parser.parse_args
 
-        def parse_args(*args: Any, **kwargs: Any) -> Any:
-            self._args = parse(*args, **kwargs)
-            try:
-                self._strategy = strategy_of(self._args)
-            except ValueError as error:
-                parser.error(str(error))
+        def parse_args(args: Any = None, namespace: Any = None) -> Any:
+            self._args = parse(args, namespace)
+            flags = [f"subset_{name}" for name in subset_flags(self._args)]
+            # A --config file sets defaults. What stays as it is here was not on the command line.
+            unset: Any = object()
+            there = parse(args, argparse.Namespace(**dict.fromkeys(flags, unset)))
+            typed = {name for name, value in subset_flags(there).items() if value is not unset}
+            config = {name: parser.get_default(f"subset_{name}") for name in subset_flags(there)}
+            with self._refusals():
+                self._understand(typed, config)
             return self._args
 
         parser.parse_args = parse_args  # type: ignore[method-assign]
+
+    def _understand(self, typed: Container[str], config: Mapping[str, Any]) -> None:
+        args = self._args
+        if all(value is None for value in subset_flags(args).values()):
+            return
+        is_new = getattr(args, "start_epoch", None) == 0
+        planned = plan_of("" if is_new else getattr(args, "resume", ""))
+        self._strategy = strategy_of(args, typed, config, planned)
+        self._planned = plan(args, planned)
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """What cannot be run ends the script as a wrong flag does: in one line, which names it."""
+        try:
+            yield
+        except (ValueError, TypeError, RuntimeError) as error:
+            message = str(error)
+            if not isinstance(error, Refusal):
+                if not message.startswith("`"):
+                    raise
+                message = in_flags(message)
+                if not message.startswith("--"):
+                    message = f"--subset-strategy {self._args.subset_strategy}: {message}"
+            parser: argparse.ArgumentParser = self._module.parser
+            parser.exit(2, f"{parser.prog}: error: {message}\n")
+
+    def _create_dataset(self, create: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Around the script's `create_dataset`, which is asked for a split to match as well."""
+        call = _bind(create, args, kwargs)
+        if call.arguments.get("is_training"):
+            self._dataset = {**call.arguments, **call.arguments.get("kwargs", {})}
+            self._dataset.pop("kwargs", None)
+            self._create = create
+        return create(*args, **kwargs)
+
+    def _validation(self) -> Any:
+        """The dataset of the split to match, if there is one."""
+        split = self._args.subset_validation
+        if split is None:
+            return None
+        if not self._dataset:
+            raise Refusal("--subset-validation needs a script that calls create_dataset.")
+        if split == getattr(self._args, "val_split", None):
+            raise Refusal(
+                f"--subset-validation must be a split of its own, got {split}, which the script "
+                "evaluates on (--val-split). Set a part of the training images aside."
+            )
+        changed = {"split": split, "is_training": False, "repeats": 0, "num_samples": None}
+        return self._create(**{**self._dataset, **changed})
 
     def _create_loader(self, create: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """In place of the script's `create_loader`: the training loader reads the subset."""
         if self._strategy is None:
             return create(*args, **kwargs)
-        arguments = _bind(create, args, kwargs).arguments
-        if not arguments["is_training"]:
-            self._evaluation = arguments
+        call = _bind(create, args, kwargs)
+        if not call.arguments["is_training"]:
+            self._evaluation = dict(call.arguments)
             return create(*args, **kwargs)
-        if isinstance(arguments["dataset"], IterableDataset):
-            raise ValueError(
-                "a subset needs a dataset with access by index, got a stream "
-                f"({type(arguments['dataset']).__name__}). Use an image folder or hfds/ instead of "
-                "wds/, tfds/ or hfids/."
+        training = dict(call.arguments)
+        dataset = training["dataset"]
+        with self._refusals():
+            if isinstance(dataset, IterableDataset):
+                raise Refusal(
+                    "a subset needs a dataset with access by index, got a stream "
+                    f"({type(dataset).__name__}). Use an image folder or hfds/ instead of wds/, "
+                    "tfds/ or hfids/."
+                )
+            if training.get("num_aug_repeats") and not training.get("distributed"):
+                raise Refusal(
+                    "--aug-repeats needs several processes, as without a subset: run torchrun."
+                )
+        if training.get("use_multi_epochs_loader"):
+            # It repeats its first sampler for ever. What it is for, workers that stay, the plain
+            # loader has as well.
+            call.arguments["use_multi_epochs_loader"] = False
+        loader = create(*call.args, **call.kwargs)
+        from adaptive_subset.integrations.timm_subset import TimmSubset
+
+        with self._refusals():
+            self._subset = TimmSubset(
+                self._args, self._strategy, self._planned, training, self._logger
             )
-        loader = create(*args, **kwargs)
-        if isinstance(loader, DataLoader):
-            loader = self._attach(loader, create, arguments)
-        else:  # a prefetcher around one
-            loader.loader = self._attach(loader.loader, create, arguments)
+            if isinstance(loader, DataLoader):
+                loader = self._subset.attach(loader, self._validation())
+            else:  # a prefetcher around one
+                loader.loader = self._subset.attach(loader.loader, self._validation())
+        self._create_loader_of_script = create
         self._loader = loader
         return loader
 
-    def _attach(
-        self, loader: DataLoader[Any], create: Callable[..., Any], training: dict[str, Any]
-    ) -> DataLoader[Any]:
-        from adaptive_subset.integrations import timm_weights
-
-        if type(loader.sampler) not in (RandomSampler, DistributedSampler):
-            raise ValueError(
-                "a subset takes the place of a sampler that shuffles, got "
-                f"{type(loader.sampler).__name__}. Leave out the option that brings it in."
-            )
-        args = self._args
-        assert self._strategy is not None
-        selector = Selector(
-            loader.dataset,
-            self._strategy,
-            fraction=args.subset_fraction,
-            budget=args.subset_budget,
-            pool=timm_weights.EvaluationPool(
-                loader.dataset,
-                lambda twin: create(
-                    **timm_weights.pool_arguments(training, self._evaluation, twin)
-                ),
-            ),
-            head=f"model.{args.subset_head}" if args.subset_head else None,
-            target=1,
-            seed=args.seed,
-        )
-        self.sampler = AdaptiveSubsetSampler(
-            selector,
-            every=args.subset_every,
-            epochs=args.epochs,
-            warm_start=args.subset_warm_start,
-            seed=args.seed,
-            num_replicas=args.world_size,
-            rank=args.rank,
-        )
-        attached = self.sampler.attach(loader)
-        attached.collate_fn = timm_weights.weighted_collate(loader.collate_fn)
-        self._mixup = getattr(attached.collate_fn, "mixup", None)
-        if len(attached) == 0:
-            raise ValueError(
-                f"the subset must fill at least one batch of {loader.batch_size} on each process, "
-                f"got {len(self.sampler)} samples. Choose a larger subset or a smaller batch."
-            )
-        return attached
-
     def _train_one_epoch(self, train: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """In place of the script's `train_one_epoch`: selects before it, weights its loss."""
+        is_first, self._has_begun = not self._has_begun, True
         if self._strategy is None:
+            if is_first:
+                self._warn_if_forgotten()
             return train(*args, **kwargs)
         call = _bind(train, args, kwargs)
-        if self.sampler is None or call.arguments["loader"] is not self._loader:
+        subset = self._subset
+        if subset is None or call.arguments["loader"] is not self._loader:
             raise ValueError(
                 "`loader` must be what `create_loader(..., is_training=True)` of the script made, "
                 f"got another {type(call.arguments['loader']).__name__}. Tested are the scripts of "
                 f"timm {TESTED}."
             )
-        if self._loss is None:
-            self._resume(self.sampler, call.arguments)
-        self._weigh(self.sampler, call.arguments)
-        self._select(self.sampler, call.arguments)
-        return train(*call.args, **call.kwargs)
+        with self._refusals():
+            if is_first:
+                create = self._create_loader_of_script
+                subset.begin(call.arguments, create, self._evaluation)
+            else:
+                subset.weigh(call.arguments)
+            subset.select(call.arguments)
+        metrics = train(*call.args, **call.kwargs)
+        subset.save(call.arguments)
+        if isinstance(metrics, MutableMapping):
+            metrics.update(subset.figures())  # to summary.csv, and to wandb
+        return metrics
 
-    def _weigh(self, sampler: AdaptiveSubsetSampler, arguments: dict[str, Any]) -> None:
-        """Put the weighted loss, and mixup that mixes weights too, in place of the script's."""
-        from adaptive_subset.integrations import timm_weights
-
-        if arguments.get("mixup_fn") is not None:
-            self._mixup = self._mixup or timm_weights.WeightedMixup(arguments["mixup_fn"])
-            arguments["mixup_fn"] = self._mixup
-        task = arguments.get("task")
-        task = getattr(task, "_orig_mod", task)  # compiled, in some versions
-        if task is None and "loss_fn" not in arguments:
-            raise ValueError(
-                "`train_one_epoch` must take `loss_fn` or `task`, got neither. Tested are the "
-                f"scripts of timm {TESTED}."
+    def _warn_if_forgotten(self) -> None:
+        resume = getattr(self._args, "resume", "")
+        if resume and getattr(self._args, "rank", 0) == 0 and has_subset(resume):
+            self._logger.warning(
+                f"Subset: {resume} was trained on a subset, and no --subset flag is given: going "
+                "on with all the data"
             )
-        if task is not None and type(task).__name__ != "ClassificationTask":
-            raise ValueError(
-                f"`task` must be timm's ClassificationTask, got {type(task).__name__}: losses "
-                "outside the criterion would not be weighted."
-            )
-        loss = arguments["loss_fn"] if task is None else task.criterion
-        if self._loss is None:
-            self._loss = timm_weights.weighted(loss)
-            sampler.selector.bind_criterion(timm_weights.selection_loss(loss, self._mixup))
-        if task is None:
-            arguments["loss_fn"] = self._loss
-        else:
-            task.criterion = self._loss
-
-    def _select(self, sampler: AdaptiveSubsetSampler, arguments: dict[str, Any]) -> None:
-        from adaptive_subset.integrations.timm_weights import AsTrained
-
-        channels_last = getattr(self._args, "channels_last", False)
-        model = AsTrained(
-            unwrap(arguments["model"]),
-            arguments.get("amp_autocast", suppress),
-            torch.channels_last if channels_last else torch.contiguous_format,
-        )
-        # Its line for each selection is told in timm's style instead.
-        logging.getLogger("adaptive_subset").setLevel(logging.WARNING)
-        selection = sampler.maybe_reselect(model, arguments["epoch"])
-        if selection is not None and getattr(self._args, "rank", 0) == 0:
-            self._report(selection)
-            save(sampler, arguments.get("output_dir"))
-
-    def _report(self, selection: Selection) -> None:
-        assert self.sampler is not None
-        size, total = len(selection), len(self.sampler.dataset)
-        error = selection.relative_error
-        self._logger.info(
-            f"Subset: {selection.epoch} [{size:>4d}/{total} ({100.0 * size / total:>3.0f}%)]  "
-            f"Error: {'unknown' if error is None else format(error, '#.3g')}  "
-            f"Effective: {selection.effective_size:.0f}  Filled: {selection.filled}  Time: "
-            f"{selection.forward_seconds:.3f}s forward, {selection.solver_seconds:.3f}s solver"
-        )
-        if getattr(self._args, "log_wandb", False) and getattr(self._module, "has_wandb", False):
-            figures = {f"subset_{k}": v for k, v in selection.summary().items() if v is not None}
-            self._module.wandb.log(figures, commit=False)  # with the epoch's own figures
 
     @property
     def _logger(self) -> Any:
         return getattr(self._module, "_logger", None) or logging.getLogger("train")
-
-    def _resume(self, sampler: AdaptiveSubsetSampler, arguments: dict[str, Any]) -> None:
-        """Go on with the last selection before this epoch that lies beside the checkpoint."""
-        checkpoint, epoch = getattr(self._args, "resume", ""), arguments["epoch"]
-        if not checkpoint or epoch == 0:
-            return
-        if load_before(epoch, sampler, Path(checkpoint).parent):
-            save(sampler, arguments.get("output_dir"))
-        elif epoch > sampler.warm_epochs:
-            self._logger.warning(
-                f"Subset: no subset-*.pth of an earlier epoch beside {checkpoint}, selecting anew"
-            )
 
 
 def _bind(function: Callable[..., Any], args: Any, kwargs: Any) -> inspect.BoundArguments:

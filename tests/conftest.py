@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,3 +26,20 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Image folders for timm."""
+    from tests.timm_scripts import make_images
+
+    make_images(folder := tmp_path_factory.mktemp("images"))
+    return folder
+
+
+@pytest.fixture
+def flags(images: Path, tmp_path: Path) -> list[str]:
+    """What every run of timm's train.py needs."""
+    from tests.timm_scripts import base_flags
+
+    return base_flags(images, tmp_path)

@@ -1,108 +1,37 @@
-"""timm's train.py on adaptive subsets.
-
-By default a script of our own stands in for train.py, which is in no package. To run the same
-tests on real ones, name them (each uses the timm in its folder, if there is one):
-
-    TIMM_TRAIN=path/to/train.py[:path…] pytest tests/test_timm_patch.py
-"""
+"""timm's train.py on adaptive subsets, see `tests.timm_scripts` for the scripts."""
 
 from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import functools
-import json
-import multiprocessing
-import os
-import re
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
-import timm.task
 import torch
-import yaml
-from adaptive_subset.integrations import timm_flags, timm_patch, timm_weights
+from adaptive_subset.integrations import timm_data, timm_model, timm_patch
 from timm.data import AugMixDataset, create_dataset, create_loader
-from torch.utils.data import DataLoader
+from timm.data.distributed_sampler import RepeatAugSampler
 
-from tests import timm_run
-from tests.timm_run import CLASSES, observed_run, refusal
+from adaptive_subset import GradMatchPB, Selector
+from tests.timm_run import CLASSES, observed_run
+from tests.timm_scripts import (
+    BATCH,
+    OWN,
+    PER_CLASS,
+    SUBSET,
+    WORKER,
+    options_of,
+    rows,
+    run,
+    run_distributed,
+    scripts,
+)
 
 # Nothing is saved on a few tiny images.
 pytestmark = pytest.mark.filterwarnings("ignore:selections have taken")
-
-OWN = Path(__file__).with_name("timm_train_script.py")
-REAL = [Path(path) for path in os.environ.get("TIMM_TRAIN", "").split(os.pathsep) if path]
-PER_CLASS, BATCH = 12, 8
-SUBSET = ["--subset-fraction", "0.5", "--subset-strategy", "by-class", "--subset-every", "2"]
-WORKER = ["-j", "1"]  # older versions need one; without one our own script runs faster
-
-
-@functools.cache
-def process_of(path):
-    """A process for each real script, which imports the timm that belongs to it."""
-    spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, spawn, timm_run.set_environment)
-
-
-def call(function, path, flags):
-    if path == OWN:
-        return function(path, flags)
-    return process_of(path).submit(function, path, [*flags, *WORKER]).result()
-
-
-def run(path, flags):
-    report = call(observed_run, path, flags)
-    if (path.parent / "timm").is_dir():
-        assert Path(report["timm"]).is_relative_to(path.parent)
-    return report
-
-
-def run_distributed(path, flags, folder, count):
-    """The same in processes that are connected by gloo."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={count}", timm_run.__file__, str(path), *flags, *WORKER]
-    environment = {**os.environ, **timm_run.ENVIRONMENT, "REPORT": str(folder / "report")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return [json.loads((folder / f"report{rank}").read_text()) for rank in range(count)]
-
-
-@pytest.fixture(scope="session")
-def images(tmp_path_factory):
-    from PIL import Image
-
-    folder, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for split, count in (("train", PER_CLASS), ("validation", 2)):
-        for label in range(CLASSES):
-            (folder / split / f"class{label}").mkdir(parents=True)
-            for i in range(count):
-                pixels = generator.integers(0, 128, (40, 36, 3)) + 40 * label
-                image = Image.fromarray(pixels.astype(np.uint8))
-                image.save(folder / split / f"class{label}" / f"{i}.png")
-    return folder
-
-
-@pytest.fixture
-def flags(images, tmp_path):
-    """What every run needs."""
-    return f"""--data-dir {images} --model resnet10t --num-classes {CLASSES} --img-size 32
-        -b {BATCH} --epochs 4 --warmup-epochs 0 --lr 0.01 --device cpu --log-interval 1000
-        --output {tmp_path} --experiment run""".split()
-
-
-def rows(folder, experiment="run"):
-    with open(folder / experiment / "summary.csv") as file:
-        return list(csv.DictReader(file))
-
-
-scripts = pytest.mark.parametrize("script", [OWN, *REAL], ids=lambda p: p.parent.name)
 
 MODES = {
     "plain": "-j 1",
@@ -127,6 +56,14 @@ MODES = {
     "compile": "--torchcompile aot_eager",
     "head by name": "--subset-head fc",
     "two heads": "--model deit_tiny_distilled_patch16_224 --model-kwargs img_size=32 depth=2",
+    "multi-epochs loader": "--use-multi-epochs-loader -j 1",
+    "validation": "--subset-validation clean",
+    "part of the pool": "--subset-pool-fraction 0.75 -j 1",
+    "stored in 16 bits": "--subset-storage-dtype float16",
+    "feature teacher": "--task --kd-model-name resnet18 --kd-distill-type feature",
+    "teacher": "--task --kd-model-name resnet10t --mixup 0.5 --smoothing 0",
+    "token teacher": "--task --kd-model-name resnet10t --kd-distill-type token "
+    "--model deit_tiny_distilled_patch16_224 --model-kwargs img_size=32 depth=2",
 }
 
 
@@ -135,7 +72,7 @@ MODES = {
 @pytest.mark.parametrize("mode", MODES)
 def test_weights_reach_the_loss_with_their_samples(script, mode, flags, tmp_path):
     options = MODES[mode].split()
-    skip_without(script, options)
+    options = options_of(script, options)
     report = run(script, [*flags, *SUBSET, "--subset-warm-start", "0.25", *options])
     n, k = CLASSES * PER_CLASS, CLASSES * PER_CLASS // 2
     assert [len(set(epoch)) for epoch in report["seen"]] == [k] * 4
@@ -151,14 +88,6 @@ def test_weights_reach_the_loss_with_their_samples(script, mode, flags, tmp_path
     assert [line.split()[1] for line in lines] == ["1", "3"]
     assert f"[  {k}/{n} ( 50%)]" in lines[0]
     assert [row["epoch"] for row in rows(tmp_path)] == ["0", "1", "2", "3"]
-
-
-def skip_without(script, options):
-    source = script.read_text().replace('"', "'")
-    options = {option for option in options if option.startswith("--")}
-    lacking = [o for o in options if not o.startswith("--subset") and f"'{o}'" not in source]
-    if lacking:
-        pytest.skip(f"{script.parent.name} has no {lacking}")
 
 
 @pytest.mark.slow
@@ -178,24 +107,6 @@ def test_without_flags_the_run_is_that_of_the_script(script, flags, tmp_path):
 
 @pytest.mark.slow
 @scripts
-def test_a_resumed_run_goes_on_with_the_same_subset(script, flags, tmp_path):
-    flags = [*flags, *SUBSET]  # chosen before the epochs 0 and 2
-    whole = run(script, [*flags, "--experiment", "whole"])
-    for last, made, kept in ((0, ["2"], {0, 2}), (2, [], {2})):
-        checkpoint = tmp_path / "whole" / f"checkpoint-{last}.pth.tar"
-        name = f"after-{last}"
-        rest = run(script, [*flags, "--resume", str(checkpoint), "--experiment", name])
-        assert rest["seen"] == whole["seen"][last + 1 :]
-        assert rest["selection"] == whole["selection"]
-        assert [line.split()[1] for line in rest["log"] if "Subset" in line] == made
-        epochs = [str(epoch) for epoch in range(last + 1, 4)]
-        assert [row["epoch"] for row in rows(tmp_path, name)] == epochs
-        files = {file.name for file in (tmp_path / name).glob("subset-*")}
-        assert files == {f"subset-{epoch}.pth" for epoch in kept}
-
-
-@pytest.mark.slow
-@scripts
 def test_two_processes_share_one_subset(script, flags, tmp_path):
     first, second = run_distributed(script, [*flags, *SUBSET, "-b", "4"], tmp_path, 2)
     k = CLASSES * PER_CLASS // 2
@@ -209,25 +120,6 @@ def test_two_processes_share_one_subset(script, flags, tmp_path):
     assert not [line for line in second["log"] if "Subset" in line]
 
 
-@scripts
-def test_flags_from_a_config_file(script, flags, tmp_path):
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump({"subset_budget": 16, "subset_lam": 0.1}))
-    report = run(script, [*flags, "--config", str(config)])
-    assert [len(epoch) for epoch in report["seen"]] == [16] * 4
-    saved = yaml.safe_load((tmp_path / "run" / "args.yaml").read_text())
-    subset = {name: value for name, value in saved.items() if name.startswith("subset_")}
-    assert subset == {
-        "subset_fraction": None,
-        "subset_budget": 16,
-        "subset_strategy": "gradmatch-pb",
-        "subset_every": None,
-        "subset_warm_start": 0.0,
-        "subset_lam": 0.1,
-        "subset_head": None,
-    }
-
-
 @pytest.mark.slow
 @scripts
 def test_help_shows_the_flags(script):
@@ -239,7 +131,7 @@ def test_help_shows_the_flags(script):
 
 
 def test_a_task_holds_the_weighted_criterion(flags):
-    report = observed_run(OWN, [*flags, *SUBSET, "--task"], task=True)
+    report = observed_run(OWN, [*flags, *SUBSET, "--task"])
     assert any(size < 0 for size in report["calls"])
 
 
@@ -256,100 +148,92 @@ def test_the_pool_is_the_training_set_as_evaluation_sees_it(images, splits):
         dataset = AugMixDataset(dataset, splits)
     training = create_loader(dataset, is_training=True, num_aug_splits=splits, **options)
     transform = copy.copy(dataset.transform)
-    pool = timm_weights.EvaluationPool(dataset, lambda twin: create_loader(twin, **options))
-    seen = [torch.cat(parts) for parts in zip(*pool, strict=True)]
+    arguments = {"dataset": dataset, "interpolation": "random", **options}
+    pool = timm_data.EvaluationImages(dataset)
+    pool.dataset.transform = timm_data.evaluation_transform(create_loader, arguments, {})
+    seen = [
+        torch.stack([torch.as_tensor(part) for part in parts]) for parts in zip(*pool, strict=True)
+    ]
     plain = create_loader(create_dataset("", root), **options)
     expected = [torch.cat(parts) for parts in zip(*plain, strict=True)]
-    assert torch.equal(seen[0], expected[0])
+    torch.testing.assert_close(seen[0], expected[0], rtol=0, atol=1e-5)  # normalised on the device
     assert torch.equal(seen[1], expected[1])
     assert dataset.transform.transforms == transform.transforms
     assert len(next(iter(training))[0]) == max(1, splits) * 5
 
 
-def test_the_selection_runs_under_the_autocast_of_training(flags, monkeypatch):
+def test_the_selection_runs_as_training_does():
     seen = []
 
-    class Watching(timm_weights.AsTrained):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = torch.nn.Linear(3, 2)
+
         def forward(self, images):
-            def watch(*_):
-                enabled = torch.is_autocast_enabled("cpu")
-                seen.append((images.dtype, enabled, torch.get_autocast_dtype("cpu")))
+            enabled = torch.is_autocast_enabled("cpu")
+            seen.append((enabled, images.is_contiguous(memory_format=torch.channels_last)))
+            return self.fc(images.mean((2, 3)))
 
-            hook = self.model.register_forward_pre_hook(watch)
-            output = super().forward(images)
-            hook.remove()
-            return output
-
-    monkeypatch.setattr(timm_weights, "AsTrained", Watching)
-    observed_run(OWN, [*flags, *SUBSET, "--amp", "--amp-dtype", "bfloat16"])
-    assert set(seen) == {(torch.float32, True, torch.bfloat16)}
-
-
-REFUSALS = {
-    "--subset-every 5": "exactly one of --subset-fraction and --subset-budget",
-    "--subset-fraction 0.5 --subset-budget 8": "exactly one of",
-    "--subset-fraction 0.5 --subset-strategy best": "must be one of .*gradmatch-pb.* got best",
-    "--subset-fraction 0.5 --subset-strategy random --subset-lam 1": "no meaning for random",
-    # train.py would drop the only batch and train on nothing.
-    "--subset-budget 7 --subset-strategy random": "at least one batch of 8 on each process, got 7",
-    "--subset-fraction 0.5 --use-multi-epochs-loader": "--use-multi-epochs-loader cannot go with",
-    "--subset-fraction 0.5 --aug-repeats 3": "--aug-repeats cannot go with",
-    "--subset-fraction 0.5 --torchscript": "--torchscript cannot go with",
-    "--subset-fraction 0.5 --naflex-loader": "--naflex-loader cannot go with",
-    "--subset-fraction 0.5 --train-img-sizes 32 48": "--train-img-sizes cannot go with",
-    "--subset-fraction 0.5 --kd-model-name resnet18": "--kd-model-name cannot go with",
-}
+    model, images = Model(), torch.randn(4, 3, 5, 5)
+    compiled = torch.compile(torch.nn.parallel.DataParallel(model), backend="eager")
+    autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16)
+    twin = timm_model.as_trained(compiled, autocast, torch.channels_last)
+    assert twin(images).dtype == torch.bfloat16
+    assert seen == [(True, True)]
+    assert dict(twin.named_parameters()).keys() == dict(model.named_parameters()).keys()
+    assert all(p is q for p, q in zip(twin.parameters(), model.parameters(), strict=True))
+    assert type(model) is Model
+    assert model(images).dtype == torch.float32
 
 
-@scripts
-@pytest.mark.parametrize("options", REFUSALS)
-def test_what_cannot_go_together_is_refused_before_training(script, options, flags):
-    skip_without(script, options.split())
-    assert re.search(REFUSALS[options], call(refusal, script, [*flags, *options.split()]))
+def test_repeats_go_to_different_processes():
+    n, k, repeats = 24, 12, 3
+    seen = []
+    for rank in range(3):
+        selector = Selector(
+            list(zip(torch.randn(n, 2), range(n), strict=True)), "fresh-random", budget=k
+        )
+        sampler = timm_data.EpochSampler(selector, repeats=repeats, shares=(3, rank), every=1)
+        sampler.maybe_reselect(torch.nn.Linear(2, 2), 0)
+        epoch = [int(index) for index in sampler]
+        assert len(epoch) == len(sampler) == k // 3
+        assert all(index.weight == 1 for index in sampler)
+        seen.append(epoch)
+    assert seen[0] == seen[1] == seen[2]  # with as many repeats as processes each sees all of them
+    assert len(set(seen[0])) == k // 3
+    assert set(seen[0]) <= set(selector.selection.indices.tolist())
 
 
-@pytest.mark.parametrize("option", timm_flags.REFUSED)
-def test_options_that_are_refused_say_why(option):
-    parser = argparse.ArgumentParser()
-    timm_flags.add_flags(parser)
-    args = parser.parse_args(["--subset-fraction", "0.5"])
-    setattr(args, option, 3)
-    with pytest.raises(
-        ValueError, match=rf"--{option.replace('_', '-')} cannot go with a subset: .*\."
-    ):
-        timm_flags.strategy_of(args)
+@pytest.mark.parametrize(("repeats", "processes"), [(3, 2), (2.5, 2), (2, 4), (1, 2), (0, 2)])
+def test_repeats_are_those_of_timm(repeats, processes):
+    n, order = 24, None
+    for rank in range(processes):
+        selector = Selector(list(zip(torch.randn(n, 2), range(n), strict=True)), "random", budget=n)
+        sampler = timm_data.EpochSampler(selector, repeats=repeats, shares=(processes, rank))
+        sampler.maybe_reselect(torch.nn.Linear(2, 2), 0)
+        if order is None:  # of a run of one process
+            alone = Selector(selector.dataset, "random", budget=n)
+            alone = timm_data.EpochSampler(alone, repeats=0, shares=(1, 0))
+            alone.maybe_reselect(torch.nn.Linear(2, 2), 0)
+            order = [int(index) for index in alone]
+        theirs = RepeatAugSampler(
+            order, processes, rank, shuffle=False, num_repeats=max(1, repeats), selected_round=0
+        )
+        assert [int(index) for index in sampler] == [order[i] for i in theirs]
 
 
-def test_a_stream_is_refused():
-    class Stream(torch.utils.data.IterableDataset[int]):
-        def __iter__(self):
-            return iter(())
-
-    module = a_script(create_loader=create_loader)
-    timm_patch.patch(module)
-    module.parser.parse_args(["--subset-fraction", "0.5"])
-    with pytest.raises(ValueError, match=r"access by index, got a stream \(Stream\)"):
-        module.create_loader(Stream(), 24, 4, is_training=True)
-
-
-def test_a_sampler_that_would_be_lost_is_refused(images):
-    def with_repeats(dataset, is_training=False):
-        return DataLoader(dataset, sampler=[0, 0, 1])
-
-    module = a_script(create_loader=with_repeats)
-    timm_patch.patch(module)
-    module.parser.parse_args(["--subset-fraction", "0.5"])
-    with pytest.raises(ValueError, match="the place of a sampler that shuffles, got list"):
-        module.create_loader(create_dataset("", str(images / "train")), is_training=True)
-
-
-def test_another_task_is_refused(flags, monkeypatch):
-    class LogitDistillationTask(timm.task.ClassificationTask):
-        pass
-
-    monkeypatch.setattr(timm.task, "ClassificationTask", LogitDistillationTask)
-    with pytest.raises(ValueError, match="got LogitDistillationTask: losses outside the criterion"):
-        observed_run(OWN, [*flags, *SUBSET, "--task"], task=True)
+def test_mini_batches_are_repeated_as_a_whole():
+    data = [(torch.randn(2), i % 2) for i in range(24)]
+    for rank in range(2):
+        strategy = GradMatchPB(batch_size=4)
+        selector = Selector(data, strategy, budget=16, criterion=torch.nn.CrossEntropyLoss())
+        sampler = timm_data.EpochSampler(selector, repeats=2, shares=(2, rank))
+        selection = sampler.maybe_reselect(torch.nn.Linear(2, 2), 0)
+        batches = torch.tensor([int(index) for index in sampler]).view(-1, 4).tolist()
+        chosen = selection.indices.view(-1, 4).tolist()
+        assert len(batches) == 2
+        assert all(batch in chosen for batch in batches)
 
 
 def a_script(**names):
@@ -390,21 +274,15 @@ def test_a_missing_file():
         timm_patch.load("nowhere/train.py")
 
 
-@pytest.mark.slow
-def test_resuming_without_a_saved_selection_is_told(flags, tmp_path):
-    observed_run(OWN, flags, patched=False)
-    checkpoint = str(tmp_path / "run" / "checkpoint-1.pth.tar")
-    report = observed_run(OWN, [*flags, *SUBSET, "--resume", checkpoint])
-    assert any("no subset-*.pth of an earlier epoch beside" in line for line in report["log"])
-
-
 @scripts
-def test_figures_go_to_wandb(script, flags):
-    report = run(script, [*flags, *SUBSET, "--log-wandb"])
-    logged = [(figures, commit) for figures, commit in report["wandb"] if "subset_size" in figures]
-    assert [figures["subset_epoch"] for figures, _ in logged] == [0, 2]
-    assert logged[0][0]["subset_size"] == CLASSES * PER_CLASS // 2
-    assert logged[0][1] is False  # with the figures of the epoch
+def test_figures_go_to_the_summary_and_to_wandb(script, flags, tmp_path):
+    report = run(script, [*flags, *SUBSET, "--subset-warm-start", "0.25", "--log-wandb"])
+    table = rows(tmp_path)
+    assert [row["train_subset_epoch"] for row in table] == ["", "1", "1", "3"]
+    assert table[1]["train_subset_size"] == str(CLASSES * PER_CLASS // 2)
+    assert float(table[1]["train_subset_relative_error"]) > 0
+    logged = [figures for figures, _ in report["wandb"] if "train_subset_size" in figures]
+    assert [figures["train_subset_epoch"] for figures in logged] == [None, 1, 1, 3]
 
 
 @pytest.mark.slow

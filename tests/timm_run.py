@@ -6,11 +6,13 @@ Imports no timm before the script does, so that a timm that lies beside the scri
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,12 +55,21 @@ class ByClass(Strategy):
 class Spy:
     """Checks the weights in each call of the training loss."""
 
-    def __init__(self):
-        self.calls, self.forward = [], WeightedLoss.forward
+    def __init__(self, by_class):
+        self.calls, self.forward, self.by_class = [], WeightedLoss.forward, by_class
+        step, rank = os.environ.get("KILL", "-1 0").split()
+        self.kill = int(step) if os.environ.get("RANK", "0") == rank else -1
 
     def __call__(self, loss, output, target):
+        if len(self.calls) == self.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
         y = target.plain()
-        soft = nn.functional.one_hot(y, CLASSES) if y.ndim == 1 else y
+        if not self.by_class:
+            self.calls.append(len(y))
+            return self.forward(loss, output, target)
+        soft = nn.functional.one_hot(y, CLASSES).float() if y.ndim == 1 else y
+        soft = soft - soft.min(1, keepdim=True).values  # undoes smoothing: two of four are mixed
+        soft = soft / soft.sum(1, keepdim=True)
         function = soft.to(target.weights) @ torch.arange(1.0, CLASSES + 1, device=y.device)
         if bool((target.weights == target.weights[0]).all()):  # warm start, or one class only
             self.calls.append(len(y))
@@ -83,11 +94,16 @@ def fake_wandb(logged):
     return wandb
 
 
-def observed_run(path, flags, task=False, patched=True):
+def without_weights(create_model):
+    """Teachers are created with pretrained weights, which tests do not download."""
+    return lambda *args, **kwargs: create_model(*args, **{**kwargs, "pretrained": False})
+
+
+def observed_run(path, flags, patched=True):
     """Run a script with patch and spy in this process and tell what was seen."""
-    report = {"seen": [], "log": [], "lengths": [], "wandb": []}
+    report = {"seen": [], "log": [], "lengths": [], "wandb": [], "known_losses": []}
     with pytest.MonkeyPatch.context() as patches:
-        spy = Spy()
+        spy = Spy("by-class" in flags)
         patches.setattr(
             WeightedLoss, "forward", torch.compiler.disable(lambda *arguments: spy(*arguments))
         )
@@ -106,8 +122,14 @@ def observed_run(path, flags, task=False, patched=True):
         logging.getLogger("train").setLevel(logging.INFO)
         script = timm_patch.load(path)
         report["timm"] = sys.modules["timm"].__file__
-        if task:
+        if "--task" in flags:
             script.train_one_epoch = script.train_one_epoch_of_task
+        for name in ("timm.task.distillation", "timm.task.token_distillation"):
+            with contextlib.suppress(ImportError):
+                tasks = importlib.import_module(name)
+                if hasattr(tasks, "create_model"):
+                    create = without_weights(tasks.create_model)
+                    patches.setattr(tasks, "create_model", create)
         if patched:
             training, train = timm_patch.patch(script), script.train_one_epoch
 
@@ -117,6 +139,9 @@ def observed_run(path, flags, task=False, patched=True):
                 result = train(*args, **kwargs)
                 report["lengths"].append(len(args[2]))
                 report["seen"].append([int(index) for index in training.sampler or ()])
+                if training.sampler is not None and training.sampler.selector.losses is not None:
+                    known = training.sampler.selector.losses.values.isfinite()
+                    report["known_losses"].append(int(known.sum()))
                 return result
 
             script.train_one_epoch = train_one_epoch
@@ -133,12 +158,20 @@ def observed_run(path, flags, task=False, patched=True):
 
 def refusal(path, flags):
     """The message that ends a run before it trains."""
+    trained = []
+    handler = logging.Handler()
+    handler.emit = lambda record: trained.append(record.getMessage())
+    logging.getLogger("train").addHandler(handler)
     with (
         contextlib.redirect_stderr(io.StringIO()) as errors,
-        pytest.raises((SystemExit, ValueError)) as caught,
+        pytest.raises(SystemExit) as caught,
     ):
         observed_run(path, flags)
-    return errors.getvalue() + str(caught.value)
+    logging.getLogger("train").removeHandler(handler)
+    assert caught.value.code == 2
+    assert not [line for line in trained if line.startswith("Train: ")]
+    lines = errors.getvalue().splitlines(keepends=True)
+    return "".join(lines[-1:])
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ It is what the tests patch: same names, same flags as far as they go, same order
 """
 
 import argparse
-import csv
 import logging
+from collections import OrderedDict
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,14 @@ from timm.loss import (
     SoftTargetCrossEntropy,
 )
 from timm.models import create_model
+from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.utils import ParseKwargs, init_distributed_device, random_seed
+from timm.utils import (
+    ParseKwargs,
+    init_distributed_device,
+    random_seed,
+    update_summary,
+)
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -61,7 +67,24 @@ parser.add_argument("--bce-sum", action="store_true")
 parser.add_argument("--bce-target-thresh", type=float)
 parser.add_argument("--jsd-loss", action="store_true")
 parser.add_argument("--aug-splits", type=int, default=0)
+parser.add_argument("--aug-repeats", type=float, default=0)
 parser.add_argument("--use-multi-epochs-loader", action="store_true")
+parser.add_argument("--no-aug", action="store_true")
+parser.add_argument("--aa")
+parser.add_argument("--reprob", type=float, default=0.0)
+parser.add_argument("--remode", default="pixel")
+parser.add_argument("--resplit", action="store_true")
+parser.add_argument("--opt", default="momentum")
+parser.add_argument("--weight-decay", type=float, default=2e-5)
+parser.add_argument("--drop", type=float, default=0.0)
+parser.add_argument("--drop-path", type=float)
+parser.add_argument("--val-split", default="validation")
+parser.add_argument("--val-interval", type=int, default=1)
+parser.add_argument("--sched-on-updates", action="store_true")
+parser.add_argument("--kd-model-name")
+parser.add_argument("--kd-distill-type", default="logit")
+parser.add_argument("--kd-token-distill-type", default="soft")
+parser.add_argument("--kd-temperature", type=float, default=4.0)
 parser.add_argument("--amp", action="store_true")
 parser.add_argument("--amp-dtype", default="float16")
 parser.add_argument("--channels-last", action="store_true")
@@ -72,6 +95,7 @@ parser.add_argument("--output", default="runs")
 parser.add_argument("--experiment", default="run")
 parser.add_argument("--resume", default="")
 parser.add_argument("--task", action="store_true", help="for train_one_epoch_of_task")
+parser.add_argument("--start-epoch", type=int)
 
 
 def _parse_args():
@@ -87,19 +111,22 @@ def main():
     args.prefetcher = not args.no_prefetcher
     device = init_distributed_device(args)
     random_seed(args.seed, args.rank)
-    model = create_model(args.model, num_classes=args.num_classes, **args.model_kwargs).to(device)
+    drops = {"drop_rate": args.drop, "drop_path_rate": args.drop_path}
+    options = {"num_classes": args.num_classes, **drops, **args.model_kwargs}
+    model = create_model(args.model, **options).to(device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9)
+    optimizer = create_optimizer_v2(model, opt=args.opt, lr=args.lr, weight_decay=args.weight_decay)
     start = 0
     if args.resume:
         checkpoint = torch.load(args.resume, weights_only=False)
         model.load_state_dict(checkpoint["state_dict"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         start = checkpoint["epoch"] + 1
+    start = start if args.start_epoch is None else args.start_epoch
 
     dataset = create_dataset(args.dataset, root=args.data_dir, split="train", is_training=True)
-    held_out = create_dataset("", root=args.data_dir, split="validation", is_training=False)
+    held_out = create_dataset("", root=args.data_dir, split=args.val_split, is_training=False)
     mixing = args.mixup > 0 or args.cutmix > 0
     collate_fn = mixup_fn = None
     if mixing:
@@ -128,6 +155,12 @@ def main():
         is_training=True,
         collate_fn=collate_fn,
         num_aug_splits=args.aug_splits,
+        num_aug_repeats=args.aug_repeats,
+        no_aug=args.no_aug,
+        auto_augment=args.aa,
+        re_prob=args.reprob,
+        re_mode=args.remode,
+        re_split=args.resplit,
         interpolation="random",
         use_multi_epochs_loader=args.use_multi_epochs_loader,
         **common,
@@ -150,13 +183,13 @@ def main():
 
     task = None
     if args.task:
-        from timm.task import ClassificationTask
-
-        task = ClassificationTask(model, loss_fn, device=device, verbose=False)
+        task = make_task(args, model, loss_fn, device)
+        model = task.get_trainable_module()
     if args.distributed:
         model = DistributedDataParallel(model)
         if task is not None:
             task.trainable_module = model
+    eval_model = model if task is None else task.get_eval_model()
     autocast = suppress
     if args.amp:
         autocast = partial(torch.autocast, device.type, getattr(torch, args.amp_dtype))
@@ -168,6 +201,8 @@ def main():
     scheduler, epochs = create_scheduler_v2(
         optimizer, num_epochs=args.epochs, updates_per_epoch=len(loader)
     )
+    if start:
+        scheduler.step(start)
     for epoch in range(start, epochs):
         if args.distributed and hasattr(loader.sampler, "set_epoch"):
             loader.sampler.set_epoch(epoch)
@@ -179,23 +214,44 @@ def main():
             mixup_fn=mixup_fn,
         )
         if args.task:
-            loss = train(epoch, model, loader, optimizer, args, task=task)
+            metrics = train(epoch, model, loader, optimizer, args, task=task)
         else:
-            loss = train(epoch, model, loader, optimizer, loss_fn, args)
-        accuracy = validate(model, eval_loader, device)
+            metrics = train(epoch, model, loader, optimizer, loss_fn, args)
+        if (epoch + 1) % args.val_interval and epoch + 1 != epochs:
+            scheduler.step(epoch + 1)
+            continue
+        accuracy = validate(eval_model, eval_loader, device)
         scheduler.step(epoch + 1)
         if folder is not None:
-            row = {"epoch": epoch, "train_loss": loss, "eval_top1": accuracy}
-            with open(folder / "summary.csv", "a") as file:
-                writer = csv.DictWriter(file, row)
-                if file.tell() == 0:
-                    writer.writeheader()
-                writer.writerow(row)
+            update_summary(
+                epoch,
+                metrics,
+                {"top1": accuracy},
+                filename=folder / "summary.csv",
+                write_header=not (folder / "summary.csv").exists(),
+                log_wandb=args.log_wandb and has_wandb,
+            )
             state = {"state_dict": getattr(model, "module", model).state_dict()}
             state |= {"optimizer": optimizer.state_dict(), "epoch": epoch, "args": args}
             torch.save(state, folder / f"checkpoint-{epoch}.pth.tar")
+            torch.save(state, folder / "last.pth.tar")
     if args.distributed:
         torch.distributed.destroy_process_group()
+
+
+def make_task(args, model, loss_fn, device):
+    from timm import task
+
+    if args.kd_model_name is None:
+        return task.ClassificationTask(model, loss_fn, device=device, verbose=False)
+    kind = args.kd_distill_type.capitalize()
+    options = {"device": device, "verbose": False}
+    if kind != "Feature":
+        options["temperature"] = args.kd_temperature
+    if kind == "Token":
+        options["distill_type"] = args.kd_token_distill_type
+    make = getattr(task, f"{kind}DistillationTask")
+    return make(model, args.kd_model_name, loss_fn, **options)
 
 
 def train_one_epoch(
@@ -257,7 +313,7 @@ def _loop(epoch, model, loader, optimizer, objective, args, device, amp_autocast
         optimizer.step()
         total += loss.item() / len(loader)
     _logger.info(f"Train: {epoch} [{len(loader)} batches]  Loss: {total:#.3g}")
-    return total
+    return OrderedDict(loss=total)
 
 
 @torch.no_grad()
@@ -266,6 +322,7 @@ def validate(model, loader, device):
     right = seen = 0
     for x, y in loader:
         output = model(x.to(device))
+        output = output[0] if isinstance(output, tuple) else output
         right += int((output.argmax(1) == y.to(device)).sum())
         seen += len(y)
     return 100.0 * right / seen

@@ -177,8 +177,12 @@ class _Backward:
             return features, leaves, torch.autograd.grad(losses.sum(), leaves), output
 
     def weight(self, leaves: list[Tensor], output: Tensor) -> Tensor | None:
-        """(C, p) of the last layer, None unless what leaves the model is what left its one head."""
+        """(C, p) of the last layer, None unless what leaves the model is what left its one head.
+
+        A 1×1 convolution's output counts without its one place.
+        """
         first = leaves[0].to(output.dtype)
+        first = first.flatten(1) if output.ndim == 2 else first
         if len(leaves) > 1 or first.shape != output.shape or not torch.equal(first, output):
             return None
         ((name, module),) = self.recorder.heads.items()
