@@ -235,9 +235,7 @@ class TimmSubset:
 
     def save(self, arguments: dict[str, Any]) -> None:
         """Write what the checkpoint of the epoch that was just trained needs; on all ranks."""
-        exchange = getattr(self.sampler.selector, "exchange_losses", None)
-        if exchange is not None:  # what each rank noted, so that one can save for all
-            exchange()
+        self.sampler.selector.exchange_losses()  # so that one rank can save for all
         folder, keep = arguments.get("output_dir"), getattr(self._args, "val_interval", 1)
         if folder is not None:
             timm_resume.save(self.sampler, folder, arguments["epoch"], self._planned, keep)
