@@ -45,24 +45,34 @@ class TaggedDataset(Dataset[Any]):
         return self._tagged(self.dataset[int(index)], index)
 
     def __getitems__(self, indices: list[Any]) -> Any:
-        plain = [int(i) if isinstance(i, TaggedIndex) else i for i in indices]
+        plain = [int(i) if type(i) is TaggedIndex else i for i in indices]
         if callable(fetch := getattr(self.dataset, "__getitems__", None)):
             items = fetch(plain)
             if not _are_items(items, len(indices)):
                 return self._tagged_batch(items, indices)
         else:
             items = [self.dataset[i] for i in plain]
-        return [
-            self._tagged(item, index) if isinstance(index, TaggedIndex) else item
-            for item, index in zip(items, indices, strict=True)
-        ]
+        if self.target is None:  # nearly always items are of an input and a label, see `_tagged`
+            return [
+                (item[0], WeightedTarget.of_label(item[1], index.weight, place))
+                if type(item) is tuple
+                and len(item) == 2
+                and type(item[1]) is int
+                and type(index) is TaggedIndex
+                and place >= 0
+                else self._tagged(item, index)
+                for item, index, place in zip(items, indices, plain, strict=True)
+            ]
+        return [self._tagged(item, index) for item, index in zip(items, indices, strict=True)]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "dataset" not in vars(self):  # while it is being unpickled
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
-    def _tagged(self, item: Any, index: TaggedIndex) -> Any:
+    def _tagged(self, item: Any, index: Any) -> Any:
+        if not isinstance(index, TaggedIndex):
+            return item
         place = int(index)
         if place < 0:
             place += len(self)  # −1 would stand for no sample
@@ -99,7 +109,7 @@ def _are_items(fetched: Any, n: int) -> bool:
 
 def _target(value: Any, key: Any, weight: float, place: int) -> WeightedTarget:
     if type(value) is int:  # nearly always
-        return WeightedTarget(torch.scalar_tensor(value, dtype=torch.int64), weight, place)
+        return WeightedTarget.of_label(value, weight, place)
     target = WeightedTarget(_tensor(value, key), weight, place)
     target.original = value
     return target

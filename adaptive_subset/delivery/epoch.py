@@ -49,8 +49,7 @@ def in_order(
     chosen = indices[share].flatten().tolist()
     if resampled:
         return chosen
-    tagged = zip(chosen, weights[share].flatten().tolist(), strict=True)
-    return [TaggedIndex(index, weight) for index, weight in tagged]
+    return list(map(TaggedIndex, chosen, weights[share].flatten().tolist()))
 
 
 class Epoch(Iterator[int]):
@@ -79,14 +78,15 @@ class Epoch(Iterator[int]):
         return self._epoch is not None
 
     def __next__(self) -> int:
-        if not self.has_begun:
+        if self._epoch is None:
             self._enter()
-        if self._position == len(self._indices):
+        position = self._position
+        if position == len(self._indices):
             self._finished(time.perf_counter() - self._start)
             self._start = time.perf_counter()
             raise StopIteration
-        self._position += 1
-        return self._indices[self._position - 1]
+        self._position = position + 1
+        return self._indices[position]
 
     def _enter(self) -> None:
         epoch, indices = self._begin()

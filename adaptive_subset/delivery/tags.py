@@ -96,6 +96,19 @@ class WeightedTarget(Tensor):
         return tagged
 
     @staticmethod
+    def of_label(label: int, weight: float, index: int) -> WeightedTarget:
+        """The target of a single sample: `WeightedTarget`, which every sample is made by, quicker.
+
+        Example:
+            >>> WeightedTarget.of_label(3, 0.5, 7).tags
+            (0.5, 7)
+        """
+        memory = torch.scalar_tensor(label, dtype=torch.int64)
+        tagged: WeightedTarget = Tensor._make_subclass(WeightedTarget, memory)
+        tagged._tags, tagged._memory, tagged._writes = (weight, index), memory, 0
+        return tagged
+
+    @staticmethod
     def like(targets: Tensor, y: Tensor) -> Tensor:
         """`targets` with the tags of `y`, whose rows are of the same samples in the same order.
 

@@ -123,11 +123,16 @@ class WeightedLoss(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The weighted loss of a batch; takes what `criterion` takes, targets with weights (n,)."""
         args, kwargs = self._by_position(args, kwargs)
-        leaves, structure = tree_flatten((args, kwargs))
+        leaves: list[Any] = list(args)
+        structure = None  # of arguments that are not all tensors
+        if kwargs or not all(isinstance(leaf, Tensor) for leaf in leaves):
+            leaves, structure = tree_flatten((args, kwargs))
         targets = [leaf for leaf in leaves if isinstance(leaf, WeightedTarget)]
         if targets:
             plain = [leaf.plain() if isinstance(leaf, WeightedTarget) else leaf for leaf in leaves]
-            args, kwargs = tree_unflatten(plain, structure)
+            args, kwargs = (
+                (tuple(plain), {}) if structure is None else tree_unflatten(plain, structure)
+            )
         tags = _common_tags(targets)
         if tags is None:
             loss = self.criterion(*args, **kwargs)
