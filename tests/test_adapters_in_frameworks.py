@@ -297,6 +297,16 @@ def test_the_trainer_goes_on_for_more_epochs_and_refuses_others(tmp_path: Path) 
     assert longer.state.global_step == 18
 
 
+def test_the_trainer_goes_on_in_the_middle(tmp_path: Path) -> None:
+    training = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 4}
+    whole = trainer_of(tmp_path, training=training)
+    whole.train()
+    for steps in (1, 2, 3, 8):  # of three an epoch
+        resumed = trainer_of(tmp_path / "resumed", training={"num_train_epochs": 4})
+        resumed.train(str(tmp_path / f"checkpoint-{steps}"))
+        assert torch.equal(vector(resumed.model), vector(whole.model)), steps
+
+
 class Words(Dataset[Any]):
     """Sequences of several lengths, which a collator must pad."""
 
