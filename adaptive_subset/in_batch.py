@@ -55,7 +55,7 @@ def select_in_batch(
     Example:
         >>> from adaptive_subset import PerEpoch
         >>> from adaptive_subset.strategies import draws
-        >>> model, criterion = nn.Linear(1, 1), nn.MSELoss()
+        >>> model, criterion = nn.Linear(1, 1, bias=False), nn.MSELoss()
         >>> x, y = torch.arange(6.0)[:, None], torch.zeros(6, 1)
         >>> largest = PerEpoch(draw=draws.LargestOfPool(2 / 6))
         >>> kept = select_in_batch(model, criterion, (x, y), largest, 2)

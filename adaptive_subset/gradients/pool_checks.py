@@ -26,7 +26,7 @@ def is_map_style(data: Any) -> bool:
     loaders, streams and mappings are none.
 
     Example:
-        >>> is_map_style([(torch.zeros(3), 0)]), is_map_style(iter([]))
+        >>> is_map_style([([0.0, 1.0], 0)]), is_map_style(iter([]))
         (True, False)
     """
     return (
