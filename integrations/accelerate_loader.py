@@ -22,7 +22,8 @@ except ImportError as error:
 class SubsetLoader:
     """Reads the adaptive subset of a loader's data on all processes of an Accelerator.
 
-        subset = SubsetLoader(accelerator, loader, nn.CrossEntropyLoss(), Borderline(), fraction=0.1)
+        criterion = nn.CrossEntropyLoss()
+        subset = SubsetLoader(accelerator, loader, criterion, Borderline(), fraction=0.1)
         model, optimizer = accelerator.prepare(model, optimizer)
         for epoch in range(subset.epoch, epochs):
             for x, y in subset.batches(model, epoch):
