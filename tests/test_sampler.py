@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
-from typing import Any
+from itertools import islice
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from adaptive_subset import (
     TaggedIndex,
     WeightedLoss,
 )
+from adaptive_subset.delivery.epoch import Order
 from tests import models
 
 N = 40
@@ -543,3 +545,30 @@ def test_items_reach_the_model_with_their_weight() -> None:
     x, y = next(iter(DataLoader(sampler.dataset, batch_size=5, sampler=sampler)))
     assert isinstance(x, Tensor)
     assert y.weights.shape == (5,)
+
+
+@pytest.mark.parametrize("weighting", ["loss", "resample"])
+def test_indices_become_objects_a_stretch_at_a_time(
+    weighting: Literal["loss", "resample"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def epoch(stop: int | None = None, state: dict[str, Any] | None = None) -> list[Any]:
+        selector = Selector(TensorDataset(torch.arange(50)), FreshRandom(), budget=23)
+        sampler = AdaptiveSubsetSampler(selector, weighting=weighting)
+        sampler.maybe_reselect(nn.Linear(1, 1), 0)
+        walk = iter(sampler)
+        if state is not None:
+            walk.load_state_dict(state)
+        found = [(int(i), getattr(i, "weight", None)) for i in islice(walk, stop)]
+        return [found, walk.state_dict()]
+
+    whole, _ = epoch()
+    assert len(whole) == 23
+    monkeypatch.setattr(Order, "STRETCH", 5)
+    assert epoch()[0] == whole
+    for stop in (1, 5, 7, 22):
+        first, state = epoch(stop)
+        assert first + epoch(state=state)[0] == whole
+    made = Order(torch.arange(50), torch.ones(50))
+    assert len(made) == 50
+    assert len(made.stretch(10)) == 5
+    assert made.stretch(48) == [48, 49]

@@ -22,7 +22,7 @@ def in_order(
     seed: int,
     epoch: int,
     shares: tuple[int, int],
-) -> list[int]:
+) -> Order:
     """The indices of one process in an epoch, each with its weight.
 
     Args:
@@ -46,10 +46,33 @@ def in_order(
     order = units[torch.randperm(len(units), generator=seeded(seed, epoch, Purpose.ORDER))]
     processes, rank = shares
     share = order[: len(order) // processes * processes][rank::processes]
-    chosen = indices[share].flatten().tolist()
-    if resampled:
-        return chosen
-    return list(map(TaggedIndex, chosen, weights[share].flatten().tolist()))
+    chosen = indices[share].flatten()
+    return Order(chosen, None if resampled else weights[share].flatten())
+
+
+class Order:
+    """The indices of one process, which become Python objects a stretch at a time.
+
+    Args:
+        indices: (k,) int64.
+        weights: (k,) float32, None for indices without.
+    """
+
+    STRETCH = 4096
+
+    def __init__(self, indices: Tensor, weights: Tensor | None) -> None:
+        self._indices, self._weights = indices, weights
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def stretch(self, start: int) -> list[int]:
+        """Those from `start` on, at most `STRETCH`, each with its weight."""
+        rows = slice(start, start + self.STRETCH)
+        chosen: list[int] = self._indices[rows].tolist()
+        if self._weights is None:
+            return chosen
+        return list(map(TaggedIndex, chosen, self._weights[rows].tolist()))
 
 
 class Epoch(Iterator[int]):
@@ -64,11 +87,12 @@ class Epoch(Iterator[int]):
     """
 
     def __init__(
-        self, begin: Callable[[], tuple[int, list[int]]], finished: Callable[[float], None]
+        self, begin: Callable[[], tuple[int, Order]], finished: Callable[[float], None]
     ) -> None:
         self._begin, self._finished = begin, finished
         self._epoch: int | None = None
-        self._indices: list[int] = []
+        self._order = Order(torch.empty(0, dtype=torch.int64), None)
+        self._stretch: Iterator[int] = iter(())  # from the position on
         self._position, self._start = 0, 0.0
         self._saved: dict[str, Any] | None = None
 
@@ -80,38 +104,42 @@ class Epoch(Iterator[int]):
     def __next__(self) -> int:
         if self._epoch is None:
             self._enter()
-        position = self._position
-        if position == len(self._indices):
-            self._finished(time.perf_counter() - self._start)
-            self._start = time.perf_counter()
-            raise StopIteration
-        self._position = position + 1
-        return self._indices[position]
+        index = next(self._stretch, None)
+        if index is None:
+            if self._position == len(self._order):
+                self._finished(time.perf_counter() - self._start)
+                self._start = time.perf_counter()
+                raise StopIteration
+            self._stretch = iter(self._order.stretch(self._position))
+            index = next(self._stretch)
+        self._position += 1
+        return index
 
     def _enter(self) -> None:
-        epoch, indices = self._begin()
+        epoch, order = self._begin()
         saved, position = self._saved, 0
         if saved is not None:
-            same = saved["epoch"] == epoch and saved["size"] == len(indices)
+            same = saved["epoch"] == epoch and saved["size"] == len(order)
             # At the end of an epoch a loader that resumes goes on with a fresh iterator.
             over = saved["epoch"] < epoch and saved["position"] == saved["size"]
             if not same and not over:
                 raise RuntimeError(
                     f"`state` must be of the epoch that the sampler is at, got that of index "
                     f"{saved['position']} of {saved['size']} in epoch {saved['epoch']}, and "
-                    f"{len(indices)} indices in epoch {epoch}. Load sampler.state_dict() and call "
+                    f"{len(order)} indices in epoch {epoch}. Load sampler.state_dict() and call "
                     "maybe_reselect(model, epoch) with the epoch that was interrupted; to start "
                     "another one, do not load the loader's state."
                 )
-            position = saved["position"] if same else len(indices)
-        self._epoch, self._indices, self._position = epoch, indices, position
+            position = saved["position"] if same else len(order)
+        self._epoch, self._order, self._position = epoch, order, position
+        self._stretch = iter(())
         self._start = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, position in it and its length; before it began what was loaded."""
         if not self.has_begun:
             return self._saved or {"epoch": -1, "position": 0, "size": 0}
-        return {"epoch": self._epoch, "position": self._position, "size": len(self._indices)}
+        return {"epoch": self._epoch, "position": self._position, "size": len(self._order)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken.

@@ -13,7 +13,7 @@ from adaptive_subset.checks import check_configuration, check_state, natural, sh
 from adaptive_subset.delivery.attach import attached
 from adaptive_subset.delivery.clock import Clock
 from adaptive_subset.delivery.dataset import TaggedDataset
-from adaptive_subset.delivery.epoch import Epoch, in_order
+from adaptive_subset.delivery.epoch import Epoch, Order, in_order
 from adaptive_subset.delivery.history import History
 from adaptive_subset.delivery.lengths import Lengths
 from adaptive_subset.delivery.schedule import Schedule
@@ -208,16 +208,16 @@ class AdaptiveSubsetSampler(Sampler[int]):
         """The indices of the epoch; which one that is counts when the first is asked for."""
         return self._clock.watch(Epoch(self._begin, self._finish))
 
-    def _begin(self) -> tuple[int, list[int]]:
+    def _begin(self) -> tuple[int, Order]:
         self._clock.check()
-        indices = self._indices()
+        order = self._order()
         self._clock.knows_past()
-        return self.epoch, indices
+        return self.epoch, order
 
     def _finish(self, seconds: float) -> None:
         self._history.train_seconds += seconds
 
-    def _indices(self) -> list[int]:
+    def _order(self) -> Order:
         """The indices of this rank in this epoch, each with its weight."""
         if self.epoch < self.warm_epochs:
             size = self.selector.size
