@@ -17,7 +17,7 @@ from adaptive_subset.integrations.lightning_callback import SubsetCallback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from adaptive_subset import Borderline
+from adaptive_subset import OrderDP
 
 
 class Task(L.LightningModule):
@@ -54,7 +54,7 @@ def main(epochs: int = 40) -> float:
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[SubsetCallback(Borderline(), fraction=0.1)],
+        callbacks=[SubsetCallback(OrderDP(), fraction=0.1)],
     )
     trainer.fit(
         Task(images),

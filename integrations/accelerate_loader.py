@@ -23,7 +23,7 @@ class SubsetLoader:
     """Reads the adaptive subset of a loader's data on all processes of an Accelerator.
 
         criterion = nn.CrossEntropyLoss()
-        subset = SubsetLoader(accelerator, loader, criterion, Borderline(), fraction=0.1)
+        subset = SubsetLoader(accelerator, loader, criterion, OrderDP(), fraction=0.1)
         model, optimizer = accelerator.prepare(model, optimizer)
         for epoch in range(subset.epoch, epochs):
             for x, y in subset.batches(model, epoch):

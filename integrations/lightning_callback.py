@@ -21,7 +21,7 @@ except ImportError as error:
 class SubsetCallback(pl.Callback):
     """Trains a LightningModule on the adaptive subset of its training data.
 
-        Trainer(callbacks=[SubsetCallback(Borderline(), fraction=0.1)])
+        Trainer(callbacks=[SubsetCallback(OrderDP(), fraction=0.1)])
 
     The module's training loader, wherever it comes from, is made to read the subset, and its loss
     to weight it, while `fit` runs. A selection is made when the first batch of an epoch is asked

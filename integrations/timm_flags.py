@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from adaptive_subset import STRATEGIES, Strategy
 
-DEFAULT = "borderline"
+DEFAULT = "order-dp"
 # By argument of Selector and AdaptiveSubsetSampler. All default to None, "not given".
 _RUN: dict[str, dict[str, Any]] = {
     "fraction": {"type": float, "metavar": "F", "help": "share of the training set to train on"},

@@ -162,7 +162,7 @@ class SubsetTrainer(SubsetMixin, Trainer):
     """A Trainer on the adaptive subset of its training data, see `SubsetMixin`.
 
     SubsetTrainer(model, args, train_dataset=train_set, criterion=nn.CrossEntropyLoss(),
-                  strategy=Borderline(), fraction=0.1)
+                  strategy=OrderDP(), fraction=0.1)
     """
 
 

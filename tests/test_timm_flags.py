@@ -21,9 +21,9 @@ from adaptive_subset import (
     CRAIGPB,
     GLISTER,
     STRATEGIES,
-    Borderline,
     GradMatch,
     LossSampling,
+    OrderDP,
     Strategy,
 )
 from tests.timm_run import observed_run, refusal
@@ -104,9 +104,9 @@ def test_flags_reach_the_strategy():
 
 def test_the_default_makes_no_pass_over_the_data():
     strategy, args = parsed("--subset-fraction 0.5")
-    assert strategy == Borderline()
+    assert strategy == OrderDP()
     assert not strategy.needs_gradients
-    assert args.subset_strategy == "borderline"  # for args.yaml
+    assert args.subset_strategy == "order-dp"  # for args.yaml
     assert parsed("")[0] is None
 
 
@@ -116,12 +116,12 @@ WRONG = {
     "--subset-fraction 0.5 --subset-strategy best": "must be one of .*gradmatch-pb.* got best",
     "--subset-fraction 0.5 --subset-strategy infobatch": "got infobatch, whose epochs differ",
     "--subset-fraction 0.5 --subset-strategy random --subset-lam 1": "no meaning for random",
-    "--subset-fraction 0.5 --subset-lam 1": "no meaning for borderline, which takes --subset-share",
+    "--subset-fraction 0.5 --subset-lam 1": "no meaning for order-dp, which takes --subset-share",
     "--subset-fraction 0.5 --subset-share 2": "--subset-share must be in",
     "--subset-fraction 0.5 --subset-strategy gradmatch --subset-lam nan": "--subset-lam must be",
     "--subset-fraction 0.5 --subset-strategy glister --subset-scope per-gradient": "--subset-scope",
     "--subset-fraction 0.5 --mixup 0.2": "cannot go with mixup or cutmix: .*Choose fresh-random",
-    "--subset-fraction 0.5 --cutmix 1": "borderline cannot go with mixup or cutmix",
+    "--subset-fraction 0.5 --cutmix 1": "order-dp cannot go with mixup or cutmix",
     "--subset-tolerance 0.1 --subset-strategy gradmatch --sched-on-updates": "--sched-on-updates",
 }
 
@@ -139,7 +139,7 @@ def test_options_that_are_refused_say_why(option, capsys):
 
 def test_what_mixes_no_samples_takes_losses():
     for option in ("jsd_loss", "bce_loss", "aug_splits", "distributed"):
-        assert parsed("--subset-fraction 0.5", **{option: 3})[0] == Borderline()
+        assert parsed("--subset-fraction 0.5", **{option: 3})[0] == OrderDP()
     mixed = "--subset-fraction 0.5 --mixup 0.2 --subset-strategy fresh-random"
     assert not parsed(mixed)[0].needs_losses
 
@@ -178,7 +178,7 @@ def test_flags_from_a_config_file(script, flags, tmp_path):
     subset = {name: value for name, value in saved.items() if name.startswith("subset_")}
     assert {name: value for name, value in subset.items() if value is not None} == {
         "subset_budget": 16,
-        "subset_strategy": "borderline",
+        "subset_strategy": "order-dp",
         "subset_share": 0.8,
     }
 
