@@ -91,6 +91,8 @@ def glance(race: Race, fraction: float = 0.1) -> str:
         if best is not None:
             short, fresh = at_equal_time(best, found), at_equal_steps(best, some[FRESH])
             cells += [f"`{best.method}` {reached(best)}", written(short), written(fresh)]
+        else:
+            cells += ["none with as many seeds", "", ""]
         rows.append(cells)
     heads = ("task", f"`{ALL}`", f"`{FRESH}`", "best of the others, by validation")
     against = (f"− `{ALL}`, equal time", f"− `{FRESH}`, equal steps")
