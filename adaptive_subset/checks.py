@@ -106,6 +106,15 @@ def shown(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
+def check_one_each(name: str, values: Tensor, n: int) -> None:
+    """Raise a ValueError where `values` are not those of the n samples of the dataset."""
+    if len(values) != n:
+        raise ValueError(
+            f"`{name}` must hold one number for each of the {n} samples of the dataset, got "
+            f"{len(values)}. Compute them on the dataset that is trained on."
+        )
+
+
 def digest(values: Tensor) -> str:
     """What tells given values on the CPU from others, short enough for a configuration."""
     content = hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]

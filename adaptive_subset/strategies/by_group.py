@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Generator, Tensor
 
-from adaptive_subset.checks import digest, shown
-from adaptive_subset.strategies.division import Shares, equal_shares, proportional_shares
+from adaptive_subset.checks import check_one_each, digest, shown
+from adaptive_subset.strategies.division import Shares, check_shares, shared
 from adaptive_subset.strategies.draws import Draw
 from adaptive_subset.strategies.strategy import Choice
 
@@ -51,8 +50,7 @@ class ByGroup(Draw):
                 "`groups` must hold one number for each sample of the dataset, got shape "
                 f"{tuple(self.groups.shape)}."
             )
-        if self.shares not in get_args(Shares):
-            raise ValueError(f'`shares` must be "proportional" or "equal", got {self.shares!r}.')
+        check_shares(self.shares)
         object.__setattr__(self, "groups", self.groups.detach().to("cpu", torch.int64, copy=True))
 
     def __repr__(self) -> str:
@@ -61,16 +59,12 @@ class ByGroup(Draw):
     def draw(self, scores: Tensor, budget: int, *, epoch: int, generator: Generator) -> Choice:
         """See `Draw.draw`."""
         n = len(scores)
-        if len(self.groups) != n:
-            raise ValueError(
-                f"`groups` must hold one number for each of the {n} samples of the dataset, got "
-                f"{len(self.groups)}."
-            )
+        check_one_each("groups", self.groups, n)
         order = self.groups.argsort(stable=True)
         sizes = torch.unique(self.groups, return_counts=True)[1].tolist()
-        share = {"proportional": proportional_shares, "equal": equal_shares}[self.shares]
         positions, weights = [], []
-        for members, size in zip(torch.split(order, sizes), share(sizes, budget), strict=True):
+        budgets = shared(sizes, budget, self.shares)
+        for members, size in zip(torch.split(order, sizes), budgets, strict=True):
             if size:
                 choice = self.within.draw(scores[members], size, epoch=epoch, generator=generator)
                 positions.append(members[choice.positions])

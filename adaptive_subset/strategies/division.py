@@ -1,7 +1,7 @@
 """What strategies share to divide a selection into smaller ones.
 
 By class, with a part of the budget each, and the choices put together again (`by_problem`, with
-`proportional_shares` and `equal_shares`); by mini-batch (`by_batch`); and what is done where such a
+`shared`); by mini-batch (`by_batch`); and what is done where such a
 problem spends less than its part (`fill`, `warn_if_mostly_filled`).
 """
 
@@ -48,8 +48,7 @@ def by_problem(
     """
     divided = scope != "global" and candidates.classes is not None
     problems = candidates.by_class() if divided else [torch.arange(candidates.n)]
-    share = {"proportional": proportional_shares, "equal": equal_shares}[shares]
-    sizes = share([len(members) for members in problems], budget)
+    sizes = shared([len(members) for members in problems], budget, shares)
     solved = [(members, size) for members, size in zip(problems, sizes, strict=True) if size]
     if divided and scope == "per-gradient":
         candidates = candidates.own_rows()
@@ -99,10 +98,19 @@ def by_batch(
 
 def check_scope(scope: str, shares: str, among: tuple[str, ...] = get_args(Scope)) -> None:
     """Raise a ValueError for what is no `Scope`, or not `among` those allowed, or no `Shares`."""
-    for name, value, known in (("scope", scope, among), ("shares", shares, get_args(Shares))):
-        if value not in known:
-            choices = " or ".join(f'"{word}"' for word in known)
-            raise ValueError(f"`{name}` must be {choices}, got {value!r}.")
+    _check_word("scope", scope, among)
+    check_shares(shares)
+
+
+def check_shares(shares: str) -> None:
+    """Raise a ValueError for what is no `Shares`."""
+    _check_word("shares", shares, get_args(Shares))
+
+
+def _check_word(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        choices = " or ".join(f'"{word}"' for word in known)
+        raise ValueError(f"`{name}` must be {choices}, got {value!r}.")
 
 
 def fill(n: int, positions: Tensor, budget: int, generator: torch.Generator) -> Tensor:
@@ -123,6 +131,12 @@ def warn_if_mostly_filled(choice: Choice, name: str) -> None:
             "early. Choose a smaller budget.",
             stacklevel=4,
         )
+
+
+def shared(sizes: list[int], budget: int, shares: Shares) -> list[int]:
+    """Share `budget` between classes or groups of these `sizes`."""
+    share = {"proportional": proportional_shares, "equal": equal_shares}[shares]
+    return share(sizes, budget)
 
 
 def equal_shares(sizes: list[int], budget: int) -> list[int]:

@@ -65,14 +65,10 @@ class GLISTER(Strategy):
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`."""
-
-        def solve(problem: Candidates, size: int, generator: torch.Generator) -> Choice:
-            return self._greedy(problem, size, generator)
-
         choice = by_problem(
             candidates,
             budget,
-            solve,
+            self._greedy,
             scope=self.scope,
             shares=self.shares,
             seed=seed,

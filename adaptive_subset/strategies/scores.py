@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adaptive_subset.checks import check_fields, digest, shown
+from adaptive_subset.checks import check_fields, check_one_each, digest, shown
 from adaptive_subset.loss_record import Memory
 from adaptive_subset.strategies.strategy import Candidates
 
@@ -197,7 +197,8 @@ class Given(Score):
 
     def of(self, candidates: Candidates) -> Tensor:
         """See `Score.of`."""
-        return _fitting("values", self.values, candidates)
+        check_one_each("values", self.values, candidates.n)
+        return self.values
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -227,7 +228,8 @@ class ReducibleLoss(Score):
     def of(self, candidates: Candidates) -> Tensor:
         """See `Score.of`."""
         assert candidates.losses is not None
-        return candidates.losses - _fitting("irreducible", self.irreducible, candidates)
+        check_one_each("irreducible", self.irreducible, candidates.n)
+        return candidates.losses - self.irreducible
 
 
 def _checked(name: str, values: Tensor) -> Tensor:
@@ -242,12 +244,3 @@ def _checked(name: str, values: Tensor) -> Tensor:
             "GradientSource(dataset).losses(model, criterion) computes losses."
         )
     return copy
-
-
-def _fitting(name: str, values: Tensor, candidates: Candidates) -> Tensor:
-    if len(values) != candidates.n:
-        raise ValueError(
-            f"`{name}` must hold one number for each of the {candidates.n} samples of the dataset, "
-            f"got {len(values)}. Compute them on the dataset that is trained on."
-        )
-    return values

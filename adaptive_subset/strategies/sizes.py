@@ -82,7 +82,7 @@ class Falling(Size):
                 f"samples, of which the first epoch takes all, got {self.epochs}. Train for longer "
                 "or on more."
             )
-        factor = _factor(self.epochs, budget / n)
+        factor = falling_factor(self.epochs, budget / n)
         return max(1, round(factor ** min(epoch, self.epochs - 1) * n))
 
 
@@ -127,7 +127,7 @@ def check_epochs(epochs: int | None) -> None:
         raise ValueError(f"`epochs` must be at least 1, got {epochs}.")
 
 
-def _factor(epochs: int, mean: float) -> float:
+def falling_factor(epochs: int, mean: float) -> float:
     """γ in [0, 1] for which 1, γ, γ², … have this mean, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(60):

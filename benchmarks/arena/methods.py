@@ -31,6 +31,7 @@ from adaptive_subset import (
 )
 from adaptive_subset.strategies.draws import LargestOfPool, Proportional
 from adaptive_subset.strategies.scores import Equal, MovingAverage
+from adaptive_subset.strategies.sizes import falling_factor
 
 
 @dataclass(frozen=True)
@@ -93,17 +94,9 @@ class RandomSizes(Strategy):
     epochs: int
     sizes_itself = True
 
-    def __post_init__(self) -> None:
-        low, high = 0.0, 1.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            total = sum(middle**t for t in range(self.epochs))
-            low, high = (middle, high) if total < self.fraction * self.epochs else (low, middle)
-        object.__setattr__(self, "_gamma", high)
-
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`."""
-        gamma: float = vars(self)["_gamma"]
+        gamma = falling_factor(self.epochs, self.fraction)
         # What rounding to whole batches leaves over is trained on in epochs of the last size.
         size = max(round(gamma ** min(epoch, self.epochs) * candidates.n), min(256, candidates.n))
         positions = _shuffled(candidates.n, seed, epoch)[:size]

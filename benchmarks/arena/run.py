@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from adaptive_subset import (
     AdaptiveSubsetSampler,
     Selector,
     WeightedLoss,
+    WeightedTarget,
     select_in_batch,
 )
 from adaptive_subset.strategies.by_group import ByGroup
@@ -67,13 +67,15 @@ class Epochs:
             parts = strategy.parts()
             strategy = replace(parts, draw=ByGroup(parts.draw, data.train.labels, "equal"))
         self.within = strategy if method.within > 1 else None
-        self._batch_size, self._seed = task.batch_size, seed
+        self._batch_size, self._seed, self._unweighted = task.batch_size, seed, self.criterion
         if strategy is None or self.within is not None:
             loading["batch_size"] *= method.within
             generator = torch.Generator().manual_seed(seed)
             self.loader: DataLoader[Any] = DataLoader(
                 train, shuffle=True, generator=generator, **loading
             )
+            if self.within is not None:
+                self.criterion = WeightedLoss(self._unweighted)
             return
         selector = Selector(
             train,
@@ -95,26 +97,16 @@ class Epochs:
         self.loader = DataLoader(self.sampler.dataset, sampler=self.sampler, **loading)
         self.criterion = WeightedLoss(self.criterion, selector)
 
-    def kept(
-        self, model: nn.Module, x: Tensor, y: Tensor, step: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a large batch what the step trains on, and its weights, where steps choose."""
+    def kept(self, model: nn.Module, x: Tensor, y: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Of a large batch what the step trains on, with its weights, where steps choose."""
         assert self.within is not None
         chosen = select_in_batch(
-            *(model, self.criterion, (x, y), self.within, self._batch_size),
+            *(model, self._unweighted, (x, y), self.within, self._batch_size),
             step=step,
             seed=self._seed,
         )
         rows = chosen.indices.to(x.device)
-        return x[rows], y[rows], chosen.loss_weights.to(x.device)
-
-    def loss(self, output: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
-        if weights is None:
-            loss: Tensor = self.criterion(output, y)
-            return loss
-        smoothing = getattr(self.criterion, "label_smoothing", 0.0)
-        each = F.cross_entropy(output, y, reduction="none", label_smoothing=smoothing)
-        return (weights * each).mean()
+        return x[rows], WeightedTarget(y[rows], chosen.loss_weights.to(x.device))
 
     def batches(
         self, model: nn.Module, training: Stopwatch, selecting: Stopwatch
@@ -172,12 +164,11 @@ def train(
             x, y = x.to(device), y.to(device)
             if task.augment is not None:
                 x = task.augment(x, augmenting)
-        weights = None
         if epochs.within is not None:
             with selecting:
-                x, y, weights = epochs.kept(model, x, y, step)
+                x, y = epochs.kept(model, x, y, step)
         with training:
-            loss = epochs.loss(model(x), y, weights)
+            loss = epochs.criterion(model(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
