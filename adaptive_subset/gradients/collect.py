@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -19,13 +19,18 @@ from adaptive_subset.gradients.head_recorder import HeadRecorder
 from adaptive_subset.gradients.loss_batch import check_takes_two
 from adaptive_subset.gradients.model_io import (
     check_one_row_each,
+    copied_to,
     logits_of,
     part,
     targets_of,
     to_model,
 )
-from adaptive_subset.gradients.model_state import evaluating, readable
-from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
+from adaptive_subset.gradients.model_state import can_freeze, evaluating, frozen, readable
+from adaptive_subset.gradients.per_sample import (
+    Criterion,
+    per_sample_losses,
+    raise_what_was_found,
+)
 from adaptive_subset.gradients.storage import Rows
 from adaptive_subset.items import split_batch
 from adaptive_subset.randomness import preserved_random_state
@@ -100,19 +105,21 @@ def last_layer_gradients(
                 continue
             if run is None:
                 run = _Backward(model, criterion, head, *part((args, kwargs), slice(2), len(y)))
-                stack.enter_context(run.recorder.attached())
+                stack.enter_context(run.attached())
                 in_pieces = _Pieces(run)
             for features, leaves, deltas, output in in_pieces(args, kwargs, y):
                 if not blocks:
                     weight = run.weight(leaves, output)
+                    biases = run.recorder.biases
                     if expect is not None:
-                        pairs = zip(deltas, features, strict=True)
-                        expect(sum(delta[0].numel() * h.shape[1] for delta, h in pairs))
-                    blocks = [(Rows(size, dtype), Rows(size, dtype)) for _ in features]
+                        parts = zip(deltas, features, biases, strict=True)
+                        expect(sum(delta[0].numel() * (h.shape[1] + b) for delta, h, b in parts))
+                    blocks = [(Rows(size, dtype), Rows(size, dtype, ones=b)) for b in biases]
                 for (d_rows, h_rows), delta, h in zip(blocks, deltas, features, strict=True):
                     d_rows.append(delta.flatten(1))
                     h_rows.append(h)
-            targets.append(y.to(place.device, non_blocking=True))
+            targets.append(copied_to(place.device, y))
+        raise_what_was_found(criterion)
         if not blocks:
             raise ValueError(f"`{name}` must yield at least one batch, got none.")
         if size is not None and len(targets) != size:
@@ -148,19 +155,29 @@ class _Backward:
         )
         # A model that writes to its parameters in a forward pass goes on writing to copies.
         self._written = {name for name, p in copies.items() if p._version != untouched[name]}
-        self._frozen = {
-            name: p.detach().clone() if name in self._written else p.detach()
-            for name, p in model.named_parameters()
-        }
+        self._parameters: dict[str, Tensor] | None = None  # instead of the model's own
+        if self._written or not can_freeze(model):
+            self._parameters = {
+                name: p.detach().clone() if name in self._written else p.detach()
+                for name, p in model.named_parameters()
+            }
 
-    def _forward(self, parameters: dict[str, Tensor], args: Any, kwargs: Any) -> Tensor:
-        moved = to_model(args, self._place), to_model(kwargs, self._place)
-        return logits_of(torch.func.functional_call(self._model, parameters, *moved))
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """The model has hooks on its heads, and parameters without gradients, in here only."""
+        with self.recorder.attached(), nullcontext() if self._parameters else frozen(self._model):
+            yield
+
+    def _forward(self, parameters: dict[str, Tensor] | None, args: Any, kwargs: Any) -> Tensor:
+        args, kwargs = to_model(args, self._place), to_model(kwargs, self._place)
+        if parameters is None:
+            return logits_of(self._model(*args, **kwargs))
+        return logits_of(torch.func.functional_call(self._model, parameters, args, kwargs))
 
     def __call__(self, args: Any, kwargs: Any, y: Tensor) -> tuple[Any, ...]:
         self.recorder.clear()
         n, device = len(y), self._place.device
-        output = self._forward(self._frozen, args, kwargs)
+        output = self._forward(self._parameters, args, kwargs)
         check_one_row_each(output, n)
         features, leaves = self.recorder.take(n)
         if not output.requires_grad:
@@ -173,8 +190,10 @@ class _Backward:
             if n > self._most:
                 check_rows(list(self.recorder.heads), leaves, output)
                 self._most = n
-            losses = per_sample_losses(self._criterion, output, y.to(device, copy=True))
-            return features, leaves, torch.autograd.grad(losses.sum(), leaves), output
+            target = copied_to(device, y)
+            losses = per_sample_losses(self._criterion, output, target, wait=False)
+            deltas = torch.autograd.grad(losses, leaves, torch.ones_like(losses))
+            return features, leaves, deltas, output
 
     def weight(self, leaves: list[Tensor], output: Tensor) -> Tensor | None:
         """(C, p) of the last layer, None unless what leaves the model is what left its one head.

@@ -93,11 +93,6 @@ def _with_constant(module: nn.Module, features: Tensor) -> Tensor:
     return torch.cat([features, features.new_ones(len(features), 1)], 1)
 
 
-def features_of(name: str, module: nn.Module, features: Tensor) -> Tensor:
-    """The input of a head as (n, p), with a constant 1 for the bias."""
-    return _with_constant(module, features.reshape(vectors(name, module, features.shape)))
-
-
 def check_rows(heads: Sequence[str], leaves: Sequence[Tensor], output: Tensor) -> None:
     """Raise a ValueError where row i of `output` depends on other rows of a head than row i.
 

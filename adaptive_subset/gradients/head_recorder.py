@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptive_subset.gradients.head_checks import features_of
+from adaptive_subset.gradients.head_checks import vectors
 
 
 class HeadRecorder:
@@ -23,6 +23,11 @@ class HeadRecorder:
     def __init__(self, heads: Mapping[str, nn.Module]) -> None:
         self.heads = dict(heads)
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    @property
+    def biases(self) -> list[bool]:
+        """Whether each head has a bias, whose feature is a constant 1."""
+        return [module.bias is not None for module in self.heads.values()]
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -59,7 +64,7 @@ class HeadRecorder:
         self._seen.clear()
 
     def take(self, n: int) -> tuple[list[Tensor], list[Tensor]]:
-        """The features (n, p), with a constant 1 for the bias, and outputs of the last forward.
+        """The features (n, p), without that of a bias, and outputs of the last forward.
 
         Raises:
             RuntimeError: a head did not fire exactly once.
@@ -74,7 +79,7 @@ class HeadRecorder:
                     "runs. Name a layer that the model applies once, or uncompile the model."
                 )
             f, z = seen[0]
-            flat = features_of(name, module, f)
+            flat = f.reshape(vectors(name, module, f.shape))
             if len(flat) != n:
                 raise ValueError(
                     f"`head` {name!r} must see one row a sample, got {len(flat)} rows for {n} "

@@ -58,6 +58,10 @@ class LossBatch:
         """The first `stop` samples, without a graph."""
         return self.with_rows([row[:stop].detach() for row in self.rows], stop)
 
+    def shapes(self) -> str:
+        """Of the rows, for messages."""
+        return " and ".join(str(tuple(row.shape)) for row in self.rows)
+
     def floats(self) -> list[Tensor]:
         return [
             leaf for leaf in self.leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()

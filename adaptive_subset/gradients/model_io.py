@@ -47,6 +47,12 @@ def part(value: Any, rows: slice, n: int) -> Any:
     return _mapped(value, lambda t: t[rows] if t.ndim and len(t) == n else t)
 
 
+def copied_to(device: torch.device, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A copy there. A device gets it when it gets there; nobody waits for what is on its way."""
+    # Never so to the CPU, which would read it before it has come.
+    return tensor.to(device, dtype, non_blocking=device.type != "cpu", copy=True)
+
+
 def to_model(inputs: Any, place: Tensor) -> Any:
     """Copies on the model's device, floating ones in its dtype (autocast chooses its own).
 
@@ -56,7 +62,7 @@ def to_model(inputs: Any, place: Tensor) -> Any:
 
     def moved(tensor: Tensor) -> Tensor:
         dtype = place.dtype if cast and tensor.is_floating_point() else tensor.dtype
-        return tensor.to(place.device, dtype, non_blocking=True, copy=True)
+        return copied_to(place.device, tensor, dtype)
 
     return _mapped(inputs, moved)
 

@@ -81,6 +81,34 @@ def _kind(value: Any) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
+def is_on_gpu(model: Any) -> bool:
+    """Whether inputs have a way to go; False for what is no model."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    return any(p.is_cuda for p in parameters)
+
+
+def can_freeze(model: nn.Module) -> bool:
+    """Whether `frozen` can put back what it takes: leaves of autograd, not of inference mode."""
+    return all(p.is_leaf and not p.is_inference() for p in model.parameters())
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter of `model` requires gradients in here, so that no graph leads to it.
+
+    That is set on the parameters themselves once, since to swap them for others in every forward
+    pass takes longer than the layers of a small network do.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for p in trained:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
+
+
 @contextmanager
 def evaluating(model: nn.Module, criterion: Any) -> Iterator[None]:
     """`model` runs uncompiled and in eval mode; on exit both are as they were, see snapshot."""

@@ -16,7 +16,13 @@ from adaptive_subset.gradients.loss_batch import Criterion, LossBatch
 from adaptive_subset.gradients.torch_losses import torch_losses
 from adaptive_subset.gradients.twin import twin
 
-__all__ = ["Criterion", "losses_and_divisor", "per_sample_losses", "sums_of_rows"]
+__all__ = [
+    "Criterion",
+    "losses_and_divisor",
+    "per_sample_losses",
+    "raise_what_was_found",
+    "sums_of_rows",
+]
 
 
 @dataclass
@@ -28,6 +34,7 @@ class _Record:
         way: to the losses of single samples.
         lasts: whether there will be a next call that finds it.
         failed: whether a batch was another number than its samples, on the GPU.
+        shapes: of the last batch that was noted.
         heard: the same in pinned memory. Nobody waits for the copy: it is read at the next call,
             and only ever changes to True.
     """
@@ -37,13 +44,14 @@ class _Record:
     lasts: bool = True
     failed: Tensor | None = None
     heard: Tensor | None = None
+    shapes: str = ""
 
     def is_due(self) -> bool:
         self.batches += 1
         return self.batches & (self.batches - 1) == 0
 
-    def note(self, agrees: Tensor) -> None:
-        failed = ~agrees
+    def note(self, agrees: Tensor, shapes: str = "") -> None:
+        failed, self.shapes = ~agrees, shapes
         self.failed = failed if self.failed is None else self.failed.to(failed.device) | failed
         if self.heard is None:
             self.heard = torch.zeros((), dtype=torch.bool, pin_memory=failed.is_cuda)
@@ -54,7 +62,9 @@ _YES = torch.tensor(True)
 _records: weakref.WeakKeyDictionary[Any, _Record] = weakref.WeakKeyDictionary()
 
 
-def per_sample_losses(criterion: Criterion, output: Tensor, target: Tensor) -> Tensor:
+def per_sample_losses(
+    criterion: Criterion, output: Tensor, target: Tensor, *, wait: bool = True
+) -> Tensor:
     """ℓ of shape (n,), differentiable in `output`: what each sample adds to a summed loss.
 
     A criterion with a `reduction` (an attribute or an argument) is evaluated with "none", and what
@@ -69,6 +79,7 @@ def per_sample_losses(criterion: Criterion, output: Tensor, target: Tensor) -> T
             buffers and counters too.
         output: (n, …) what the model returns.
         target: (n, …).
+        wait: see `losses_and_divisor`; after a pass without, call `raise_what_was_found`.
 
     Raises:
         ValueError: the criterion couples samples, or divides by something else than their number
@@ -82,8 +93,25 @@ def per_sample_losses(criterion: Criterion, output: Tensor, target: Tensor) -> T
     snapshot = twin(criterion)
     with torch.no_grad():
         value = batch.evaluate(twin(snapshot)).sum()
-    losses, _ = losses_and_divisor(criterion, snapshot, batch, value, wait=True)
+    losses, _ = losses_and_divisor(criterion, snapshot, batch, value, wait=wait)
     return losses
+
+
+def raise_what_was_found(criterion: Criterion) -> None:
+    """Raise for the batches on a GPU that nobody has waited for; waits for it once.
+
+    Raises:
+        ValueError: the criterion couples samples.
+    """
+    try:
+        record = _records.get(criterion)
+    except TypeError:  # checked at every call
+        return
+    if record is not None and record.failed is not None:
+        failed, record.failed, record.heard = bool(record.failed), None, None
+        if failed:
+            record.batches = 0  # so that it fails again
+            raise _coupled(criterion, record.shapes)
 
 
 def losses_and_divisor(
@@ -102,7 +130,7 @@ def losses_and_divisor(
     record = _record(criterion)
     if record.heard is not None and record.heard.item():
         record.failed = record.heard = None
-        raise _coupled(criterion, batch)
+        raise _coupled(criterion, record.shapes)
     autocast = _autocast_device(batch)
     with nullcontext() if autocast is None else torch.autocast(autocast, enabled=False):
         if batch.is_half or autocast is not None:
@@ -119,10 +147,10 @@ def losses_and_divisor(
     if agrees.is_meta:
         return losses, divisor
     if agrees.is_cuda and record.lasts and not wait:
-        record.note(agrees)
+        record.note(agrees, batch.shapes())
     elif not agrees:
         record.batches = 0  # so that it fails again
-        raise _coupled(criterion, batch)
+        raise _coupled(criterion, batch.shapes())
     return losses, divisor
 
 
@@ -176,9 +204,8 @@ def _unreduced(snapshot: Criterion, batch: LossBatch) -> Tensor | None:
     if not isinstance(each, Tensor) or each.shape[:1] != (batch.n,):
         return None
     if each.numel() > max(row.numel() for row in batch.rows):
-        shapes = " and ".join(str(tuple(row.shape)) for row in batch.rows)
         raise ValueError(
-            f"`target` must have the shape of the outputs, got {shapes}, which broadcast to "
+            f"`target` must have the shape of the outputs, got {batch.shapes()}, which broadcast to "
             f"{tuple(each.shape)}. Use target.unsqueeze(1) or output.squeeze(1)."
         )
     return each
@@ -275,8 +302,7 @@ def _name(criterion: Criterion) -> str:
     return str(getattr(criterion, "__name__", type(criterion).__name__))
 
 
-def _coupled(criterion: Criterion, batch: LossBatch) -> ValueError:
-    shapes = " and ".join(str(tuple(row.shape)) for row in batch.rows)
+def _coupled(criterion: Criterion, shapes: str) -> ValueError:
     return ValueError(
         "`criterion` must be a sum or mean of losses that each depend on one sample, got "
         f"{_name(criterion)}, whose value on a batch is another than that of its samples (for "

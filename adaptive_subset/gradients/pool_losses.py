@@ -11,12 +11,17 @@ from torch import Tensor, nn
 from adaptive_subset.gradients.loss_batch import check_takes_two
 from adaptive_subset.gradients.model_io import (
     check_one_row_each,
+    copied_to,
     logits_of,
     targets_of,
     to_model,
 )
 from adaptive_subset.gradients.model_state import evaluating, readable
-from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
+from adaptive_subset.gradients.per_sample import (
+    Criterion,
+    per_sample_losses,
+    raise_what_was_found,
+)
 from adaptive_subset.items import split_batch
 from adaptive_subset.randomness import preserved_random_state
 
@@ -53,13 +58,14 @@ def pool_losses(
     ):
         for batch in batches:
             args, kwargs, y = split_batch(batch, target)
-            y = targets_of(y, name).to(place.device, copy=True)
+            y = copied_to(place.device, targets_of(y, name))
             if len(y) == 0:
                 continue
             output = logits_of(model(*to_model(args, place), **to_model(kwargs, place)))
             check_one_row_each(output, len(y))
             with torch.autocast(place.device.type, enabled=False):
-                found.append(per_sample_losses(criterion, output, y).float())
+                found.append(per_sample_losses(criterion, output, y, wait=False).float())
+    raise_what_was_found(criterion)
     if not found:
         raise ValueError(f"`{name}` must yield at least one batch, got none.")
     return torch.cat(found).cpu()

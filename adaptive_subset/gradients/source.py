@@ -19,6 +19,7 @@ from torch.utils.data import (
 from adaptive_subset.gradients.collect import last_layer_gradients
 from adaptive_subset.gradients.head import Head
 from adaptive_subset.gradients.look_ahead import LastLayer
+from adaptive_subset.gradients.model_state import is_on_gpu
 from adaptive_subset.gradients.per_sample import Criterion
 from adaptive_subset.gradients.pool_checks import check_pool, is_map_style, shuffles
 from adaptive_subset.gradients.pool_losses import pool_losses
@@ -154,7 +155,7 @@ class GradientSource:
         with preserved_generators(self.pool):
             gradients, targets, weight = last_layer_gradients(
                 model,
-                self._progressing(self._batches(pool)),
+                self._progressing(self._batches(pool, model)),
                 criterion,
                 head=self.head,
                 target=self.target,
@@ -186,7 +187,7 @@ class GradientSource:
         with preserved_generators(self.pool):
             return pool_losses(
                 model,
-                self._progressing(self._batches(self.pool)),
+                self._progressing(self._batches(self.pool, model)),
                 criterion,
                 target=self.target,
                 name=self.name,
@@ -212,7 +213,7 @@ class GradientSource:
                 if first.shape == again.shape
             )
 
-    def _batches(self, pool: Pool) -> Iterable[Any]:
+    def _batches(self, pool: Pool, model: nn.Module) -> Iterable[Any]:
         """Batches of `pool` in its own order; a loader of the user's is taken as it is."""
         if shuffles(pool):
             raise ValueError(
@@ -225,10 +226,19 @@ class GradientSource:
             cast("Dataset[Any]", pool),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=is_on_gpu(model) and not self._is_on_gpu(pool),
             # Else the loader draws its workers' seeds from the global generator.
             generator=seeded(0, 0, Purpose.WORKERS),
         )
+
+    def _is_on_gpu(self, pool: Any) -> bool:
+        """Whether a dataset gives tensors of a GPU, which cannot be pinned."""
+        if not is_map_style(pool) or len(pool) == 0:
+            return False
+        with preserved_random_state():
+            args, kwargs, y = split_batch(pool[0], self.target)
+        values = (*args, *kwargs.values(), y)
+        return any(isinstance(value, Tensor) and value.is_cuda for value in values)
 
     def _progressing(self, batches: Iterable[Any]) -> Iterable[Any]:
         if not self.progress:
