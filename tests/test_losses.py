@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptive_subset.delivery.weighted_loss import weighted_loss
-from adaptive_subset.gradients import per_sample
+from adaptive_subset.gradients import coupling, per_sample
 from adaptive_subset.gradients.loss_batch import LossBatch
 from adaptive_subset.gradients.per_sample import per_sample_losses
 
@@ -349,11 +349,11 @@ def test_small_losses_are_compared_as_well() -> None:
 
 
 def test_a_device_is_not_waited_for_and_heard_at_the_next_call() -> None:
-    record = per_sample._Record()
+    record = coupling.Known()
     for agrees in (True, False, True):
-        record.note(torch.tensor(agrees))
+        record.note(torch.tensor(agrees), "(6, 4)")
     criterion = functools.partial(focal)
-    per_sample._records[criterion] = record
+    coupling._known[criterion] = record
     with pytest.raises(ValueError, match=r"`criterion` must be a sum or mean of losses"):
         weighted_loss(criterion, WEIGHTS, OUTPUT, LABELS)
     weighted_loss(criterion, WEIGHTS, OUTPUT, LABELS)  # said once

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adaptive_subset.gradients.coupling import raise_what_was_found
 from adaptive_subset.gradients.factored import FactoredGradients
 from adaptive_subset.gradients.head import Head, find_heads
 from adaptive_subset.gradients.head_checks import check_rows, weight_of
@@ -26,11 +27,7 @@ from adaptive_subset.gradients.model_io import (
     to_model,
 )
 from adaptive_subset.gradients.model_state import can_freeze, evaluating, frozen, readable
-from adaptive_subset.gradients.per_sample import (
-    Criterion,
-    per_sample_losses,
-    raise_what_was_found,
-)
+from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
 from adaptive_subset.gradients.storage import Rows
 from adaptive_subset.items import split_batch
 from adaptive_subset.randomness import preserved_random_state

@@ -4,62 +4,21 @@ from __future__ import annotations
 
 import functools
 import inspect
-import weakref
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from adaptive_subset.gradients.coupling import Known, coupled, name_of, what_is_known
 from adaptive_subset.gradients.loss_batch import Criterion, LossBatch
 from adaptive_subset.gradients.torch_losses import torch_losses
 from adaptive_subset.gradients.twin import twin
 
-__all__ = [
-    "Criterion",
-    "losses_and_divisor",
-    "per_sample_losses",
-    "raise_what_was_found",
-    "sums_of_rows",
-]
-
-
-@dataclass
-class _Record:
-    """What is known of a criterion.
-
-    Args:
-        batches: how many it was seen on. Samples are checked for coupling on batch 1, 2, 4, 8, ….
-        way: to the losses of single samples.
-        lasts: whether there will be a next call that finds it.
-        failed: whether a batch was another number than its samples, on the GPU.
-        shapes: of the last batch that was noted.
-        heard: the same in pinned memory. Nobody waits for the copy: it is read at the next call,
-            and only ever changes to True.
-    """
-
-    batches: int = 0
-    way: int = 0
-    lasts: bool = True
-    failed: Tensor | None = None
-    heard: Tensor | None = None
-    shapes: str = ""
-
-    def is_due(self) -> bool:
-        self.batches += 1
-        return self.batches & (self.batches - 1) == 0
-
-    def note(self, agrees: Tensor, shapes: str = "") -> None:
-        failed, self.shapes = ~agrees, shapes
-        self.failed = failed if self.failed is None else self.failed.to(failed.device) | failed
-        if self.heard is None:
-            self.heard = torch.zeros((), dtype=torch.bool, pin_memory=failed.is_cuda)
-        self.heard.copy_(self.failed, non_blocking=True)
+__all__ = ["Criterion", "losses_and_divisor", "per_sample_losses", "sums_of_rows"]
 
 
 _YES = torch.tensor(True)
-_records: weakref.WeakKeyDictionary[Any, _Record] = weakref.WeakKeyDictionary()
 
 
 def per_sample_losses(
@@ -97,23 +56,6 @@ def per_sample_losses(
     return losses
 
 
-def raise_what_was_found(criterion: Criterion) -> None:
-    """Raise for the batches on a GPU that nobody has waited for; waits for it once.
-
-    Raises:
-        ValueError: the criterion couples samples.
-    """
-    try:
-        record = _records.get(criterion)
-    except TypeError:  # checked at every call
-        return
-    if record is not None and record.failed is not None:
-        failed, record.failed, record.heard = bool(record.failed), None, None
-        if failed:
-            record.batches = 0  # so that it fails again
-            raise _coupled(criterion, record.shapes)
-
-
 def losses_and_divisor(
     criterion: Criterion, snapshot: Criterion, batch: LossBatch, value: Tensor, *, wait: bool
 ) -> tuple[Tensor, Tensor]:
@@ -127,10 +69,10 @@ def losses_and_divisor(
         wait: raise at once for a criterion that couples samples. Otherwise, on a GPU, Z is NaN and
             the next call raises, so that no step waits for the device.
     """
-    record = _record(criterion)
+    record = what_is_known(criterion)
     if record.heard is not None and record.heard.item():
         record.failed = record.heard = None
-        raise _coupled(criterion, record.shapes)
+        raise coupled(criterion, record.shapes)
     autocast = _autocast_device(batch)
     with nullcontext() if autocast is None else torch.autocast(autocast, enabled=False):
         if batch.is_half or autocast is not None:
@@ -150,7 +92,7 @@ def losses_and_divisor(
         record.note(agrees, batch.shapes())
     elif not agrees:
         record.batches = 0  # so that it fails again
-        raise _coupled(criterion, batch.shapes())
+        raise coupled(criterion, batch.shapes())
     return losses, divisor
 
 
@@ -158,13 +100,6 @@ def sums_of_rows(each: Tensor) -> Tensor:
     """(n,) from (n, …), in float32 at least."""
     each = each.to(torch.promote_types(each.dtype, torch.float32))
     return each.flatten(1).sum(1) if each.ndim > 1 else each
-
-
-def _record(criterion: Criterion) -> _Record:
-    try:
-        return _records.setdefault(criterion, _Record())
-    except TypeError:  # not weakly referable: checked at every call
-        return _Record(lasts=False)
 
 
 def _autocast_device(batch: LossBatch) -> str | None:
@@ -181,8 +116,8 @@ def _in_float32(criterion: Criterion, snapshot: Criterion, batch: LossBatch) -> 
     except RuntimeError as error:
         raise ValueError(
             "`criterion` must take float32 outputs, since losses are compared in float32, got "
-            f"{_name(criterion)}, which fails on them. Keep its own tensors in float32 and call it "
-            "on output.float(), or make it a module."
+            f"{name_of(criterion)}, which fails on them. Keep its own tensors in float32 and call "
+            "it on output.float(), or make it a module."
         ) from error
     return value
 
@@ -205,8 +140,8 @@ def _unreduced(snapshot: Criterion, batch: LossBatch) -> Tensor | None:
         return None
     if each.numel() > max(row.numel() for row in batch.rows):
         raise ValueError(
-            f"`target` must have the shape of the outputs, got {batch.shapes()}, which broadcast to "
-            f"{tuple(each.shape)}. Use target.unsqueeze(1) or output.squeeze(1)."
+            f"`target` must have the shape of the outputs, got {batch.shapes()}, which "
+            f"broadcast to {tuple(each.shape)}. Use target.unsqueeze(1) or output.squeeze(1)."
         )
     return each
 
@@ -218,7 +153,7 @@ def _parameters(function: Criterion) -> Any:
         return ()
 
 
-def _one_by_one(snapshot: Criterion, record: _Record, batch: LossBatch) -> Tensor:
+def _one_by_one(snapshot: Criterion, record: Known, batch: LossBatch) -> Tensor:
     def single(*rows: Tensor) -> Tensor:
         one = batch.with_rows([row[None] for row in rows], 1)
         loss: Tensor = one.evaluate(twin(snapshot, wide=True)).sum()
@@ -296,17 +231,3 @@ def _rounding(size: Tensor, batch: LossBatch, like: Tensor) -> Tensor:
     """How far apart two ways of adding losses of absolute sum `size` can be."""
     eps = torch.finfo(like.dtype).eps
     return (1e-4 if eps > 1e-9 else 1e-6) * size + batch.n * eps * batch.magnitude()
-
-
-def _name(criterion: Criterion) -> str:
-    return str(getattr(criterion, "__name__", type(criterion).__name__))
-
-
-def _coupled(criterion: Criterion, shapes: str) -> ValueError:
-    return ValueError(
-        "`criterion` must be a sum or mean of losses that each depend on one sample, got "
-        f"{_name(criterion)}, whose value on a batch is another than that of its samples (for "
-        f"arguments of shapes {shapes}). A loss that couples samples cannot be weighted; one that "
-        "divides by class weights or ignores labels needs a `reduction` attribute, as torch's own "
-        "losses have."
-    )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adaptive_subset.gradients.coupling import raise_what_was_found
 from adaptive_subset.gradients.loss_batch import check_takes_two
 from adaptive_subset.gradients.model_io import (
     check_one_row_each,
@@ -17,11 +18,7 @@ from adaptive_subset.gradients.model_io import (
     to_model,
 )
 from adaptive_subset.gradients.model_state import evaluating, readable
-from adaptive_subset.gradients.per_sample import (
-    Criterion,
-    per_sample_losses,
-    raise_what_was_found,
-)
+from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
 from adaptive_subset.items import split_batch
 from adaptive_subset.randomness import preserved_random_state
 
