@@ -52,19 +52,22 @@ def parser(description: str | None, out: str) -> argparse.ArgumentParser:
     return made
 
 
-def report(path: Path, rows: list[Row]) -> None:
+def report(path: Path, rows: list[Row], device: str | None = None) -> None:
     """Write all figures to `path` and print a Markdown table of those that are no lists."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+    written = {"environment": environment(device), "rows": rows}
+    path.write_text(json.dumps(written, indent=1) + "\n")
     print(markdown(rows))
 
 
 def markdown(rows: list[Row]) -> str:
     """A table with a column for each key whose value is no list."""
-    names = [name for name, value in rows[0].items() if not isinstance(value, list)]
+    given = {name: value for row in rows for name, value in row.items()}
+    names = [name for name, value in given.items() if not isinstance(value, list)]
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     for row in rows:
-        cells = (f"{row[n]:.3g}" if isinstance(row[n], float) else str(row[n]) for n in names)
+        values = [row.get(name, "") for name in names]
+        cells = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in values)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -76,9 +79,9 @@ def peak() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
 
 
-def environment() -> dict[str, Any]:
-    """The machine and the versions that were measured with."""
-    cuda = torch.cuda.is_available()
+def environment(device: str | None = None) -> dict[str, Any]:
+    """The machine and the versions that were measured with, on a GPU where there is one."""
+    cuda = torch.cuda.is_available() if device is None else device == "cuda"
     packages = {}
     for name in ("torch", "numpy", "scikit-learn", "apricot-select", "submodlib-py"):
         try:
