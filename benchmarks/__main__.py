@@ -241,6 +241,17 @@ BENCHMARKS = [
         "500 of 5,000 images of CIFAR-10, augmented.",
         (("ResNet-18 on CIFAR-10: times the plain epoch", pick("ratio"), "≤", 1.02),),
     ),
+    *(
+        Benchmark(
+            f"device-{device}",
+            "",
+            f"Selection and training step on {words}",
+            "Random images with a pattern for each class, on the device, in ready-made batches. "
+            "Per batch, step or atom: operations of torch, reads of values, which would wait for a "
+            "GPU, and of a GPU launches, waits and copies to the host.",
+        )
+        for device, words in (("cuda", "a GPU"), ("cpu", "a CPU; no GPU seen"))
+    ),
 ]
 
 
@@ -255,8 +266,15 @@ def main() -> None:
     parser.add_argument("--cifar10", default="cifar10", help="as --data of examples/train.py")
     parser.add_argument("--only", nargs="+", choices=[b.name for b in BENCHMARKS if b.command])
     parser.add_argument("--table", action="store_true", help="write the page, measure nothing")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="only benchmarks.device, there")
+    parser.add_argument("--quick", action="store_true", help="with --device: in two minutes")
     options = parser.parse_args()
-    for benchmark in BENCHMARKS:
+    if options.device:
+        command = f"-m benchmarks.device --device {options.device}".split()
+        out = ["--out", str(RESULTS / f"device-{options.device}.json")]
+        quick = ["--quick"] if options.quick else []
+        subprocess.run([sys.executable, *command, *out, *quick], check=True, cwd=ROOT)
+    for benchmark in [] if options.device else BENCHMARKS:
         path = RESULTS / f"{benchmark.name}.json"
         wanted = options.only is None or benchmark.name in options.only
         if wanted and benchmark.command and not options.table and not path.exists():

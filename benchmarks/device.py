@@ -109,7 +109,7 @@ def main() -> None:
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("`--device cuda` needs a GPU, and torch sees none")
-    print(measure.environment(device.type)["device"] if device.type == "cuda" else "no GPU seen")
+    print(measure.environment("cuda")["device"] if device.type == "cuda" else "no GPU seen")
     rows = []
     for task in TASKS:
         start = time.perf_counter()

@@ -115,7 +115,7 @@ def test_weights_reach_the_loss_on_the_device(device: torch.device) -> None:
     run.sampler.maybe_reselect(run.model, 0)
     selection = run.sampler.selection
     assert selection is not None
-    weights = dict(zip(selection.indices.tolist(), selection.weights.tolist(), strict=True))
+    weights = dict(zip(selection.indices.tolist(), selection.loss_weights.tolist(), strict=True))
     for x, y in run.loader:
         moved = y.to(device, non_blocking=True)
         output = run.model(x.to(device))
