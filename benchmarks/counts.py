@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,5 +66,5 @@ def per_unit(
     So what happens once, at the beginning or the end, and the profiler's own waits do not count.
     """
     run(few)
-    less, more = (counted(lambda units=units: run(units), device) for units in (few, many))
+    less, more = (counted(partial(run, units), device) for units in (few, many))
     return {name: (more[name] - less[name]) / (many - few) for name in more}

@@ -248,7 +248,7 @@ def steps(
                 "what": f"a {name} step",
                 "seconds": statistics.median(own),
                 "ratio": measure.ratio(seconds[name], seconds["plain"]),
-                **counts.per_unit(lambda number, run=run_some: run(number), 1, 3, device),
+                **counts.per_unit(run_some, 1, 3, device),
                 "raw": own,
             }
         )

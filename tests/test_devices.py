@@ -189,11 +189,12 @@ def test_a_step_does_not_wait_for_the_device(device: torch.device, strategy: str
 def test_operations_on_targets_do_not_wait(device: torch.device, change: Any) -> None:
     from adaptive_subset import WeightedTarget
 
-    y = WeightedTarget(Y.to(device), torch.rand(N, device=device), torch.arange(N, device=device))
+    weights = torch.rand(N)
+    y = WeightedTarget(Y.to(device), weights.to(device), torch.arange(N, device=device))
     change(y)
     with no_waiting(device):
         result = change(y)
     assert result.weights is not None
-    plain = change(WeightedTarget(Y, y.weights.cpu(), torch.arange(N)))
+    plain = change(WeightedTarget(Y, weights, torch.arange(N)))
     torch.testing.assert_close(result.weights.cpu(), plain.weights)
     assert torch.equal(result.sample_indices.cpu(), plain.sample_indices)
