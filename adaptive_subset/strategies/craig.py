@@ -12,6 +12,7 @@ from adaptive_subset.gradients import Gradients
 from adaptive_subset.gradients.protocol import Index
 from adaptive_subset.randomness import Purpose, seeded
 from adaptive_subset.strategies.division import (
+    Problem,
     Scope,
     Shares,
     by_batch,
@@ -78,19 +79,20 @@ class CRAIG(Strategy):
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`; `Choice.objective` is the sum of distances that is left."""
 
-        def solve(problem: Candidates, size: int, generator: torch.Generator) -> Choice:
-            validation = problem.validation
-            rows = problem.atoms if validation is None else validation.gradients
-            distances = gradient_distances(rows, problem.atoms, self.memory)
+        def solve(problem: Problem) -> Choice:
+            given, size, generator = problem.candidates(), problem.budget, problem.generator
+            validation = given.validation
+            rows = given.atoms if validation is None else validation.gradients
+            distances = gradient_distances(rows, given.atoms, self.memory)
             medoids = facility_location(distances, size, epsilon=self.epsilon, generator=generator)
             scale = 1.0 if validation is None else validation.scale
             covers_itself = validation is None
-            return _choice(medoids, problem.n, size, scale, generator, covers_itself)
+            return _choice(medoids, given.n, size, scale, generator, covers_itself)
 
         choice = by_problem(
             candidates,
             budget,
-            solve,
+            lambda problems: [solve(problem) for problem in problems],
             scope=self.scope,
             shares=self.shares,
             seed=seed,

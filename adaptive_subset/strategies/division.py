@@ -12,7 +12,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,16 +20,33 @@ from torch import Tensor
 
 from adaptive_subset.gradients import Gradients
 from adaptive_subset.randomness import Purpose, seeded
-from adaptive_subset.strategies.strategy import Candidates, Choice
+from adaptive_subset.strategies.strategy import Candidates, Choice, Opened
 
 Scope = Literal["per-gradient", "per-class", "global"]
 Shares = Literal["proportional", "equal"]
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One of those that a selection is divided into.
+
+    Args:
+        n: candidates.
+        budget: k, at least 1.
+        generator: its own, so that ranks can solve problems apart.
+        candidates: makes them, see `Candidates.solved`.
+    """
+
+    n: int
+    budget: int
+    generator: torch.Generator
+    candidates: Callable[[], Candidates]
+
+
 def by_problem(
     candidates: Candidates,
     budget: int,
-    solve: Callable[[Candidates, int, torch.Generator], Choice],
+    solve: Callable[[list[Problem]], list[Choice]],
     *,
     scope: Scope,
     shares: Shares,
@@ -41,8 +58,7 @@ def by_problem(
     Args:
         candidates: to be divided by class; where there are no classes they are one problem.
         budget: k, to be shared between the problems.
-        solve: chooses that many of some candidates. Each problem has a generator of its own, so
-            that ranks can solve them apart.
+        solve: makes the choice of each problem, all of them or those of this rank.
         scope, shares: see `GradMatch`.
         seed, epoch: see `Strategy.select`.
     """
@@ -53,9 +69,13 @@ def by_problem(
     if divided and scope == "per-gradient":
         candidates = candidates.own_rows()
 
-    def choose(place: int, problem: Candidates) -> Choice:
-        generator = seeded(seed, epoch, Purpose.SELECTION, place)
-        return solve(problem, solved[place][1], generator)
+    def choose(places: Opened) -> list[Choice]:
+        each = []
+        for place, opened in places.items():
+            members, size = solved[place]
+            generator = seeded(seed, epoch, Purpose.SELECTION, place)
+            each.append(Problem(len(members), size, generator, opened))
+        return solve(each)
 
     parts = candidates.solved([members for members, _ in solved] if divided else None, choose)
     objectives: list[Any] = [part.objective for part in parts]

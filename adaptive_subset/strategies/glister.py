@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from adaptive_subset.strategies.division import (
+    Problem,
     Shares,
     by_problem,
     check_scope,
@@ -68,7 +69,7 @@ class GLISTER(Strategy):
         choice = by_problem(
             candidates,
             budget,
-            self._greedy,
+            lambda problems: [self._greedy(problem) for problem in problems],
             scope=self.scope,
             shares=self.shares,
             seed=seed,
@@ -78,7 +79,8 @@ class GLISTER(Strategy):
         weights = torch.full((budget,), candidates.n / budget)
         return replace(choice, weights=weights)
 
-    def _greedy(self, candidates: Candidates, budget: int, generator: torch.Generator) -> Choice:
+    def _greedy(self, problem: Problem) -> Choice:
+        candidates, budget = problem.candidates(), problem.budget
         atoms, count = candidates.atoms, max(1, budget // self.refreshes)
         step = torch.zeros(atoms.dim, dtype=atoms.dtype, device=atoms.device)
         closed = torch.zeros(candidates.n, dtype=atoms.dtype, device=atoms.device)
@@ -92,5 +94,5 @@ class GLISTER(Strategy):
             closed[chosen] = -torch.inf
             step = atoms.sum(index=chosen) * (self.lr / len(chosen))
         positions = chosen.cpu()
-        rest = fill(candidates.n, positions, budget, generator)
+        rest = fill(candidates.n, positions, budget, problem.generator)
         return Choice(torch.cat([positions, rest]), torch.ones(budget), filled=len(rest))

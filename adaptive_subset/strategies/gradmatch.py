@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from adaptive_subset.gradients import Gradients
 from adaptive_subset.randomness import Purpose, seeded
 from adaptive_subset.strategies.division import (
+    Problem,
     Scope,
     Shares,
     by_batch,
@@ -20,8 +22,9 @@ from adaptive_subset.strategies.division import (
     machine_memory,
     warn_if_mostly_filled,
 )
-from adaptive_subset.strategies.solvers.atoms import atoms_of
-from adaptive_subset.strategies.solvers.matching_pursuit import omp
+from adaptive_subset.strategies.solvers.atoms import Atoms, atoms_of
+from adaptive_subset.strategies.solvers.batched_pursuit import Matching, omp_together
+from adaptive_subset.strategies.solvers.matching_pursuit import OMPResult, omp
 from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy
 
 
@@ -58,19 +61,57 @@ class _Matching(Strategy):
         fill_weight: float = 1.0,
     ) -> Choice:
         """OMP, then random atoms of weight `fill_weight` up to the budget."""
-        atoms, ridge = atoms_of(gradients), self.lam
-        if self.lam_is == "relative":
-            ridge *= float(atoms.squared_norms().mean())
+        atoms = atoms_of(gradients)
         result = omp(
             atoms,
             target.numpy(force=True),
             budget,
-            ridge=ridge,
+            ridge=self._ridge(atoms),
             nonnegative=self.nonnegative,
             tolerance=self.epsilon,
         )
+        return self._filled(result, len(atoms), budget, generator, fill_weight)
+
+    def _match_together(self, problems: list[Problem], device: torch.device) -> list[Choice]:
+        """The same of each problem by itself, many at a time where that is quicker."""
+
+        def opened(problem: Problem) -> tuple[Gradients, Tensor, float]:
+            given = problem.candidates()
+            gradients = given.atoms.compact()
+            return gradients, given.target, self._ridge(gradients)
+
+        found: list[OMPResult | None] = [None] * len(problems)
+        if device.type != "cpu":
+            found = omp_together(
+                [Matching(each.n, each.budget, partial(opened, each)) for each in problems],
+                device,
+                nonnegative=self.nonnegative,
+                tolerance=self.epsilon,
+            )
+        choices = []
+        for problem, result in zip(problems, found, strict=True):
+            if result is None:
+                given = problem.candidates()
+                choice = self._match(given.atoms, given.target, problem.budget, problem.generator)
+            else:
+                choice = self._filled(result, problem.n, problem.budget, problem.generator)
+            choices.append(choice)
+        return choices
+
+    def _ridge(self, atoms: Atoms | Gradients) -> float:
+        mean = float(atoms.squared_norms().mean()) if self.lam_is == "relative" else 1.0
+        return self.lam * mean
+
+    @staticmethod
+    def _filled(
+        result: OMPResult,
+        n: int,
+        budget: int,
+        generator: torch.Generator,
+        fill_weight: float = 1.0,
+    ) -> Choice:
         positions, weights = torch.from_numpy(result.support), torch.from_numpy(result.weights)
-        rest = fill(len(atoms), positions, budget, generator)
+        rest = fill(n, positions, budget, generator)
         return Choice(
             torch.cat([positions, rest]),
             torch.cat([weights, weights.new_full((len(rest),), fill_weight)]),
@@ -135,13 +176,10 @@ class GradMatch(_Matching):
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`."""
 
-        def solve(problem: Candidates, size: int, generator: torch.Generator) -> Choice:
-            return self._match(problem.atoms, problem.target, size, generator)
-
         choice = by_problem(
             candidates,
             budget,
-            solve,
+            partial(self._match_together, device=candidates.device),
             scope=self.scope,
             shares=self.shares,
             seed=seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from adaptive_subset.gradients import BatchGradients, DenseGradients, Gradients
 from adaptive_subset.gradients.share import Share
 from adaptive_subset.precision import full_precision
-from adaptive_subset.strategies.strategy import Candidates, Choice, Validation, errors_of
+from adaptive_subset.strategies.strategy import Candidates, Choice, Opened, Validation, errors_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,24 +66,24 @@ class SpreadCandidates(Candidates):
         return result
 
     def solved(
-        self, problems: list[Tensor] | None, solve: Callable[[int, Candidates], Choice]
+        self, problems: list[Tensor] | None, solve: Callable[[Opened], list[Choice]]
     ) -> list[Choice]:
         """See `Candidates.solved`: each rank solves some problems, rank 0 that of all."""
         ranks = self.share.ranks
         if problems is None:
             whole = self._dealt([torch.arange(self.n)], [0], by_class=False)
-            return [ranks.first(lambda: _on_cpu(solve(0, whole)))]
+            return [ranks.first(lambda: _on_cpu(solve({0: lambda: whole})[0]))]
         owners = fair_owners([len(members) ** 2 for members in problems], ranks.size)
         candidates = self._dealt(problems, owners, by_class=True)
 
         def own() -> dict[int, Choice]:
-            found, start = {}, 0
+            given, start = {}, 0
             for place, members in enumerate(problems):
                 if owners[place] == ranks.rank:
                     stop = start + len(members)
-                    problem = candidates.of_class(torch.arange(start, stop))
-                    found[place], start = _on_cpu(solve(place, problem)), stop
-            return found
+                    given[place] = partial(candidates.of_class, torch.arange(start, stop))
+                    start = stop
+            return dict(zip(given, map(_on_cpu, solve(given)), strict=True))
 
         found = {place: choice for each in ranks.step(own) for place, choice in each.items()}
         return [found[place] for place in range(len(problems))]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
@@ -123,17 +123,15 @@ class Candidates:
         return self.atoms.squared_norms().cpu()
 
     def solved(
-        self, problems: list[Tensor] | None, solve: Callable[[int, Candidates], Choice]
+        self, problems: list[Tensor] | None, solve: Callable[[Opened], list[Choice]]
     ) -> list[Choice]:
-        """What `solve` chooses in each problem.
+        """What `solve` chooses in each of the problems, in their order.
 
-        Args:
-            problems: the positions of each class, see `by_class`; None for one problem of all.
-            solve: given the place of a problem among them, and its candidates, see `of_class`.
+        These are the positions of each class, see `by_class`; None is one problem of all.
         """
         if problems is None:
-            return [solve(0, self)]
-        return [solve(i, self.of_class(members)) for i, members in enumerate(problems)]
+            return solve({0: lambda: self})
+        return solve({i: partial(self.of_class, each) for i, each in enumerate(problems)})
 
     def solved_by_batch(
         self, members: Tensor, solve: Callable[[Gradients, Tensor], Choice]
@@ -188,6 +186,9 @@ class Candidates:
             last_layer=None if self.last_layer is None else self.last_layer[place],
             kept=None if self.kept is None else self.kept[members],
         )
+
+
+Opened = Mapping[int, Callable[[], Candidates]]  # problems by place; a call copies one's candidates
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,14 +268,12 @@ class Strategy(ABC):
             ValueError: the choice is not what `select` promises.
         """
 
-        def select(_: int, some: Candidates) -> Choice:
-            return self.select(some, budget, seed=seed, epoch=epoch)
+        def select(some: Opened) -> list[Choice]:
+            return [self.select(some[0](), budget, seed=seed, epoch=epoch)]
 
         with full_precision(candidates.device):
-            if self.spreads:
-                choice = select(0, candidates)
-            else:
-                (choice,) = candidates.solved(None, select)
+            whole = {0: lambda: candidates}
+            (choice,) = select(whole) if self.spreads else candidates.solved(None, select)
         positions, weights, n = choice.positions, choice.weights, candidates.n
         size = len(positions) if self.sizes_itself else budget
         problem = None

@@ -2,9 +2,10 @@
 
 Symbols: n atoms aᵢ of length d (rows of A), budget k, target b, ridge λ, support S, A_S its rows.
 Nothing here knows a model or a data set; an atom is whatever has inner products (`atoms.py`). The
-weights of a support are those of `ridge_fit.py`; here is the loop that chooses it. The solver runs
-in numpy on the CPU: a step is a handful of products with small matrices, for which the time that
-torch takes to start an operation, on a GPU above all, would be most of it.
+weights of a support are those of `ridge_fit.py`; here is the loop that chooses it. It runs in numpy
+on the CPU: a step is a handful of products with small matrices, for which the time that torch takes
+to start an operation would be most of it. Where gradients are on an accelerator many problems take
+a step together instead (`batched_pursuit.py`).
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def omp(
     norms = _check(atoms, target, budget, ridge, tolerance)
     n, d, b = len(atoms), atoms.dim, target.astype(np.float64)
     budget, energy, mean = min(budget, n), float(b @ b), float(norms.sum()) / max(n, 1)
-    solved = max(ridge, max(1e-8, 8 * float(np.finfo(atoms.dtype).eps)) * mean)  # λ, its floor
+    solved = raised_ridge(ridge, mean, float(np.finfo(atoms.dtype).eps))
     primal = _form == "primal" if _form else 4 * d * d <= n * budget
     order = np.arange(n)
     if primal:
@@ -84,7 +85,7 @@ def omp(
         atoms, norms = atoms.take(order), norms[order]
     fit = (PrimalFit if primal else DualFit)(atoms, b, norms, budget, solved)
     closed = np.zeros(n, dtype=atoms.dtype)  # −∞ where chosen
-    least = 1e-13 * math.sqrt(norms.max() * energy) if mean else math.inf
+    least = least_correlation(float(norms.max(initial=0)), energy)
     weights, dropped = fit.weights(), 0
     for _ in range(4 * budget + 100):
         before = fit.objective
@@ -111,6 +112,16 @@ def omp(
     objective = residual + ridge * float(rounded @ rounded)
     support = order[np.array(fit.support, dtype=np.int64)]
     return OMPResult(support, weights, objective, residual, dropped)
+
+
+def raised_ridge(ridge: float, mean: float, eps: float) -> float:
+    """λ, or its floor: `mean` is that of ‖aᵢ‖², `eps` the machine epsilon of the atoms."""
+    return max(ridge, max(1e-8, 8 * eps) * mean)
+
+
+def least_correlation(longest: float, energy: float) -> float:
+    """What a correlation must be above to be none of rounding, of the `longest` ‖aᵢ‖² and ‖b‖²."""
+    return 1e-13 * math.sqrt(longest * energy) if longest else math.inf
 
 
 def _make_feasible(fit: RidgeFit, feasible: Array) -> tuple[Array, list[int]]:
