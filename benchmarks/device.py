@@ -188,7 +188,7 @@ def passes(
                 "raw": seconds[name],
             }
     for strategy in STRATEGIES:
-        n, unit = len(dataset), getattr(strategy, "batch_size", 1)
+        n, unit = len(dataset), getattr(strategy, "batch_size", None) or 1
 
         def atoms(number: int, strategy: Strategy = strategy, unit: int = unit) -> None:
             budget = number * unit

@@ -25,6 +25,7 @@ from adaptive_subset.strategies.solvers.matching_pursuit import (
     least_correlation,
     raised_ridge,
 )
+from adaptive_subset.strategies.solvers.recorded import Recorded
 
 LOOK = 64  # ticks from one look of the host to the next
 _ALIKE = 0.75  # the smallest problem of a batch is no smaller than this share of its largest
@@ -168,7 +169,7 @@ class _Pursuit:
         self.figures = torch.cat([torch.zeros_like(energy), energy, self.inf], 1)
         self.limits = torch.cat([-self.budget, tolerance * energy, 1e-15 * energy], 1)
         self.fewness, self.objective, self.progress = torch.split(self.figures, 1, 1)
-        self.before = energy  # the objective when an atom was added last
+        self.before = energy.clone()  # the objective when an atom was added last
         self.alive = torch.ones_like(energy)  # 0 where finished
         self.inside = torch.zeros(count, n, dtype=torch.bool, device=device)  # the support
         self.leaving = torch.zeros_like(self.inside)  # atoms of it that are to be dropped
@@ -177,32 +178,35 @@ class _Pursuit:
         held = _rounded(max(budgets))
         self.images = self.c.new_zeros(count, held, n)  # V
         self.signs = self.c.new_zeros(count, held, 1)  # σ
-        self.ticks = 0
+        self.place = torch.zeros(1, dtype=torch.int64, device=device)  # the column of a tick
+        self.ticks = self.stop = 0
         # From then on a problem may have had its 4k + 100 additions.
         self.many = min(7 * budget + 200 for budget in budgets)
 
     def run(self) -> None:
         """Until all problems are finished."""
+        tick = self.tick
         while bool(self.alive.any()):
-            if self.ticks == self.images.shape[1]:
-                more = (0, 0, 0, _rounded(self.ticks // 2))
-                self.images = torch.nn.functional.pad(self.images, more)
-                self.signs = torch.nn.functional.pad(self.signs, more)
-            stop = self.ticks + LOOK
-            used, signs = self.images[:, :stop], self.signs[:, :stop]
-            new = slice(self.ticks, stop)
-            for column, sign in zip(used[:, new].unbind(1), signs[:, new].unbind(1), strict=True):
-                self.tick(used, signs, column, sign)
-                self.ticks += 1
+            if self.ticks == self.stop:
+                self._widen()
+                tick = Recorded(self.tick) if self.c.is_cuda else self.tick
+            if self.ticks >= self.many:
+                past = self.ticks - 200 - 8 * self.budget
+                torch.maximum(-self.budget, past, out=self.limits[:, :1])
+            for _ in range(LOOK):
+                tick()
+            self.ticks += LOOK
 
-    def tick(self, used: Tensor, signs: Tensor, column: Tensor, sign: Tensor) -> None:
-        """One atom more or less in each problem.
+    def _widen(self) -> None:
+        """Let ticks read more columns of V: few at first, since the empty ones are read too."""
+        self.stop = _rounded(self.ticks + self.ticks // 2 + 1)
+        if self.stop > self.images.shape[1]:
+            more = (0, 0, 0, self.stop - self.images.shape[1])
+            self.images = torch.nn.functional.pad(self.images, more)
+            self.signs = torch.nn.functional.pad(self.signs, more)
 
-        Args:
-            used: the first T columns of V, (B, T, N), zero from this tick's on.
-            signs: σ of them (B, T, 1).
-            column, sign: the views of both, (B, N) and (B, 1), that this tick writes.
-        """
+    def tick(self) -> None:
+        """One atom more or less in each problem."""
         c, inside, leaving = self.c, self.inside, self.leaving
         if self.nonnegative:
             self._walk()
@@ -210,26 +214,24 @@ class _Pursuit:
         else:
             score = c.abs().masked_fill_(inside, -torch.inf)
         best, j = score.max(1, keepdim=True)
-        if self.ticks >= self.many:
-            past = self.ticks - 200 - 8 * self.budget
-            torch.maximum(-self.budget, past, out=self.limits[:, :1])
         goes_on = (self.figures > self.limits).all(1, keepdim=True)
         # A drop, which is infinitely good, is never the end.
         self.alive.mul_(best > self._least().masked_fill(~goes_on, _HUGE))
         if self.nonnegative:
             drop = best == torch.inf
-            torch.where(drop, self.minus, self.alive, out=sign)
-            self.before = torch.where(sign > 0, self.objective, self.before)
+            sign = torch.where(drop, self.minus, self.alive)
+            self.before.copy_(torch.where(sign > 0, self.objective, self.before))
         else:
-            sign.copy_(self.alive)
-        step = self._update(j, used, signs, column, sign)
+            sign = self.alive
+        step = self._update(j, sign)
         self.objective.addcmul_(step.square(), sign, value=-1)
         self.fewness.sub_(sign)
         inside.scatter_(1, j, sign > 0)
-        self.order.scatter_(1, j, self.ticks)
+        self.order.scatter_(1, j, self.place.expand_as(j))
         if self.nonnegative:
             leaving.scatter_(1, j, False)
             torch.where(drop, self.before - self.objective, self.inf, out=self.progress)
+        self.place.add_(1)
 
     def _walk(self) -> None:
         """From the old weights towards the new, to the first that turns negative: it leaves.
@@ -251,17 +253,18 @@ class _Pursuit:
         held = self.old if self.nonnegative else self.c.abs().mul_(self.inside)
         return torch.maximum(held.amax(1, keepdim=True).mul_(self.noise), self.least)
 
-    def _update(
-        self, j: Tensor, used: Tensor, signs: Tensor, column: Tensor, sign: Tensor
-    ) -> Tensor:
+    def _update(self, j: Tensor, sign: Tensor) -> Tensor:
         """See `RidgeFit`: v = Paⱼ in its products with all atoms, s = λ ± aⱼ·v. Returns cⱼ/√s."""
-        here = j[:, :, None].expand(-1, used.shape[1], 1)
+        used, signs = self.images[:, : self.stop], self.signs[:, : self.stop]
+        here = j[:, :, None].expand(-1, self.stop, 1)
         past = torch.bmm(used.gather(2, here).mul_(signs).mT, used)[:, 0]
         image = self.gram.index_select(0, (j + self.first).flatten()) - past
         scale = torch.addcmul(self.ridge, sign, image.gather(1, j)).rsqrt_()
-        torch.mul(image, scale, out=column)
+        image.mul_(scale)
+        self.images.index_copy_(1, self.place, image[:, None])
+        self.signs.index_copy_(1, self.place, sign[:, None])
         step = self.c.gather(1, j).mul_(scale)
-        self.c.addcmul_(column, step * sign, value=-1)
+        self.c.addcmul_(image, step * sign, value=-1)
         return step
 
     def found(self) -> list[tuple[Tensor, Tensor, int] | None]:
