@@ -10,10 +10,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaptive_subset.gradients import DenseGradients, Gradients
+from adaptive_subset.gradients.factored import FactoredGradients
 from adaptive_subset.strategies.solvers.atoms import atoms_of
-from adaptive_subset.strategies.solvers.batched_pursuit import Matching, omp_together
+from adaptive_subset.strategies.solvers.batched_pursuit import (
+    LOOK,
+    Matching,
+    _Pursuit,
+    omp_together,
+)
 from adaptive_subset.strategies.solvers.matching_pursuit import OMPResult, omp
 
 ROOM = 2.0**30
@@ -93,3 +100,82 @@ def test_each_problem_is_solved_as_by_itself(
     problems = [drawn(*case) for case in cases]
     options = {"nonnegative": nonnegative, "tolerance": tolerance}
     assert_same(together(problems, device, **options), problems, **options)
+
+
+@both_signs
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_factors_of_any_dtype(device: torch.device, dtype: torch.dtype, nonnegative: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    problems: list[Problem] = []
+    for n in (90, 70, 31):
+        blocks = [
+            (
+                torch.randn(n, 6, generator=generator).to(dtype),
+                torch.rand(n, 9, generator=generator).to(dtype),
+            )
+            for _ in range(2)
+        ]
+        gradients = FactoredGradients(blocks)
+        ridge = 0.5 * float(gradients.squared_norms().mean())
+        problems.append((gradients, gradients.sum(), n // 4, ridge))
+    found = together(problems, device, nonnegative=nonnegative)
+    for result, problem in zip(found, problems, strict=True):
+        expected = alone(problem, nonnegative=nonnegative)
+        assert result.support.tolist() == expected.support.tolist()
+        assert result.weights.dtype == expected.weights.dtype
+        np.testing.assert_allclose(result.weights, expected.weights, rtol=1e-3, atol=1e-4)
+        assert result.objective == pytest.approx(expected.objective, rel=1e-4)
+
+
+@both_signs
+def test_duplicates_zeros_and_nothing_to_gain(device: torch.device, nonnegative: bool) -> None:
+    """Of whole numbers, so that ties are exact in both."""
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randint(-2, 3, (8, 4), generator=generator).double()
+    repeated = torch.cat([torch.zeros(2, 4).double(), whole, whole])
+    orthogonal = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([0.0, 1.0]).double()
+    problems: list[Problem] = [
+        (DenseGradients(repeated), repeated.sum(0), 18, 2.0),
+        (DenseGradients(torch.zeros(5, 3).double()), torch.ones(3).double(), 2, 0.0),
+        (DenseGradients(torch.zeros(5, 3).double()), torch.zeros(3).double(), 2, 1.0),
+        (DenseGradients(whole), torch.zeros(4).double(), 3, 1.0),
+        (DenseGradients(orthogonal[0]), orthogonal[1], 2, 1.0),
+    ]
+    found = together(problems, device, nonnegative=nonnegative)
+    assert_same(found[1:], problems[1:], nonnegative=nonnegative)
+    expected = alone(problems[0], nonnegative=nonnegative)
+    assert found[0].objective == pytest.approx(expected.objective, rel=1e-9)
+
+
+def test_what_it_can_not_solve_is_left_to_the_other(device: torch.device) -> None:
+    good = drawn(20, 4, 0.5, 0.5, 1)
+    tiny = (*good[:3], 0.0)  # no atom could be dropped by a downdate
+    endless = (DenseGradients(torch.full((3, 2), torch.nan).double()), torch.ones(2).double(), 1, 1)
+    large = drawn(2000, 4, 0.5, 0.5, 1)
+    given = [on(device, problem) for problem in (good, tiny, endless, large)]
+    found = omp_together(given, device, room=2e6)
+    assert [result is None for result in found] == [False, True, True, True]
+    assert omp_together(given[:2], device, nonnegative=False, room=2e6)[1] is not None
+    assert omp_together(given[:1], torch.device("cpu")) == [None]  # it does not say what is free
+
+
+@both_signs
+def test_the_host_waits_once_in_so_many_ticks(nonnegative: bool) -> None:
+    seen: list[str] = []
+
+    class Listening(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    problems = [drawn(300, 40, 0.5, 0.5, seed) for seed in range(3)]
+    pursuit = _Pursuit([on(torch.device("cpu"), each) for each in problems], nonnegative, 0.0)
+    with Listening():
+        pursuit.run()
+    waits = ("_local_scalar_dense", "nonzero", "item", "masked_select", "unique", "_to_copy")
+    counts = {name: sum(each.endswith(f"::{name}") for each in seen) for name in waits}
+    assert counts.pop("_local_scalar_dense") == pursuit.ticks // LOOK + 1
+    assert not any(counts.values())
+    assert len(seen) < (65 if nonnegative else 45) * pursuit.ticks  # starts, and views

@@ -12,5 +12,6 @@ def free_bytes(device: torch.device) -> float:
     """
     if device.type != "cuda":
         return 0.0
-    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return float(torch.cuda.mem_get_info(device)[0] + held)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    held = torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)
+    return float(torch.cuda.mem_get_info(index)[0] + held)
