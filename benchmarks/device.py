@@ -39,7 +39,11 @@ from benchmarks import counts, measure
 from examples import models
 
 FRACTIONS = (0.1, 0.3)
-STRATEGIES: tuple[Strategy, ...] = (GradMatchPB(), GradMatch(), GLISTER(), CRAIG())
+
+
+def strategies(samples: int) -> tuple[Strategy, ...]:
+    """Those that are measured; mini-batches of 128, fewer where there are few samples."""
+    return GradMatchPB(batch_size=min(128, max(1, samples // 32))), GradMatch(), GLISTER(), CRAIG()
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ def passes(
     measure.in_turns({"warm-up": bare}, 1)
     for fraction in FRACTIONS:
         cases: dict[str, Callable[[], Any]] = {"bare": bare}
-        for strategy in STRATEGIES:
+        for strategy in strategies(len(dataset)):
             cases[type(strategy).__name__] = partial(selector(strategy, fraction).select, model, 0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of small classes, filled up
@@ -187,8 +191,8 @@ def passes(
                 "solver, s": results[name].solver_seconds,
                 "raw": seconds[name],
             }
-    for strategy in STRATEGIES:
-        n, unit = len(dataset), getattr(strategy, "batch_size", None) or 1
+    for strategy in strategies(len(dataset)):
+        n, unit = len(dataset), strategy.batch_size or 1
 
         def atoms(number: int, strategy: Strategy = strategy, unit: int = unit) -> None:
             budget = number * unit
