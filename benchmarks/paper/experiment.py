@@ -1,4 +1,4 @@
-"""Which runs a preset makes: all of them, in one order, or the share of one of several processes."""
+"""Which runs a preset makes: all, in one order, or the share of one of several processes."""
 
 from __future__ import annotations
 
