@@ -30,6 +30,7 @@ class Phases:
         self.device, self._meter = device, meter
         self.wall, self.processor = ({TRAINING: 0.0, SELECTION: 0.0} for _ in range(2))
         self._phase: str | None = None
+        self._start = 0.0, 0.0
         self._measuring = ExitStack()
 
     def enter(self, phase: str | None) -> None:
@@ -46,10 +47,6 @@ class Phases:
             if self._meter is not None:
                 self._measuring.enter_context(self._meter.phase(phase))
             self._start = time.perf_counter(), time.process_time()
-
-    def joules(self) -> list[float]:
-        """All of them so far, outside a phase; nothing without a meter."""
-        return [] if self._meter is None else [self._meter.total()]
 
     def energy(self) -> dict[str, Any]:
         """Joules by phase and counter, and why other counters were not read."""

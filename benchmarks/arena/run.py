@@ -127,9 +127,9 @@ def train(
     Returns:
         Real `steps` and `samples`; `seconds` (all of it) and `selection_seconds` (its share), on
         the wall and of the processor; accuracy on `validation` and `test`; a `curve` of [seconds,
-        steps, validation accuracy, test accuracy], and with a `meter` joules; `joules` by phase and
-        counter, if there is one. A run whose parameters are no longer finite has `diverged`: it
-        ends there, with accuracies of zero.
+        steps, validation accuracy, test accuracy]; with a `meter` `joules` by phase and counter. A
+        run whose parameters are no longer finite has `diverged`: it ends there, with accuracies of
+        zero.
     """
     phases = Phases(device, meter)
     try:
@@ -189,7 +189,7 @@ def _train(
                 break
             with task.autocast(device):
                 reached = [accuracy(model, samples, device) for samples in (validation, test)]
-            curve.append([sum(phases.wall.values()), step, *reached, *phases.joules()])
+            curve.append([sum(phases.wall.values()), step, *reached])
             model.train()
             phases.enter(TRAINING)
     phases.enter(None)

@@ -27,7 +27,7 @@ from benchmarks import measure
 from benchmarks.arena.race import run
 from benchmarks.arena.results import Line, Results
 from benchmarks.paper.experiment import Experiment
-from benchmarks.paper.presets import PRESETS, SMALL, Preset
+from benchmarks.paper.presets import PRESETS, SMALL, with_bf16
 
 PAGE = Path(__file__).parents[2] / "docs" / "paper.md"
 
@@ -72,12 +72,6 @@ def main(arguments: list[str] | None = None) -> None:
         lambda text: print(text, flush=True),
         metering=meter or (lambda: None),
     )
-
-
-def with_bf16(preset: Preset) -> Preset:
-    """The same under autocast, other cells than those in float32."""
-    tasks = {name: replace(task, precision="bfloat16") for name, task in preset.tasks.items()}
-    return replace(preset, tasks=tasks)
 
 
 def check_same_device(lines: Iterable[Line], device: str, out: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from adaptive_subset import CRAIG, CRAIGPB, GLISTER, FreshRandom, GradMatch, GradMatchPB, OrderDP
 from benchmarks.arena import data, networks
@@ -17,7 +18,6 @@ from benchmarks.arena.tasks import Task, crop_and_flip
 RATE = 0.01
 KAPPA = 0.5
 PERIODS = {"mnist": 10, "imagenet": 17}  # T / R with R = 20 epochs; 15 where T is 300
-MATCHED = ("gradmatch", "gradmatch-pb", "glister")  # what can match a validation set
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Heat:
     task: str
     fraction: float
     methods: tuple[str, ...]
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ class Preset:
     methods: Mapping[str, Method]
     heats: Sequence[Heat]
     note: str
+
+
+def with_bf16(preset: Preset) -> Preset:
+    """The same under autocast, other cells than those in float32."""
+    tasks = {name: replace(task, precision="bfloat16") for name, task in preset.tasks.items()}
+    return replace(preset, tasks=tasks)
 
 
 def variants(periods: int, kappa: float = KAPPA, reference: bool = False) -> dict[str, Method]:
@@ -94,7 +101,7 @@ def ablations(periods: int) -> dict[str, dict[str, Method]]:
     return found
 
 
-def _matching(usual: Mapping[str, Method], label: str, **changed: float) -> dict[str, Method]:
+def _matching(usual: Mapping[str, Method], label: str, **changed: Any) -> dict[str, Method]:
     def batches(plan):
         return GradMatchPB(batch_size=plan.batch_size, **changed)
 
@@ -213,7 +220,7 @@ def _imbalance(task: str, figure: str, fractions: Sequence[float], note: str) ->
 def _ablation(task: str, note: str) -> Preset:
     found = ablations(_periods(task))
     budgets = {"R": 0.05, "κ": 0.1, "λ": 0.1, "ε": 0.1}
-    heats = [Heat(task, budgets[name], tuple(methods)) for name, methods in found.items()]
+    heats = [Heat(task, budgets[name], tuple(m), f"By {name}") for name, m in found.items()]
     every = {name: method for methods in found.values() for name, method in methods.items()}
     return Preset("4a, 4c–4g", {task: TASKS[task]}, {ALL: Method(None), **every}, heats, note)
 
