@@ -73,8 +73,11 @@ def _section(
     label: str, experiment: Experiment, path: Path, ours: dict[str, list[Entry]]
 ) -> str | None:
     preset = experiment.preset
+    same = [found for other, found in ours.items() if _is_bf16(other) == _is_bf16(label)]
+    shown = {(e.task, e.method, e.fraction) for found in same for e in found}
     found = [(heat, _of(experiment, heat)) for heat in preset.heats]
-    if not any(some for _, some in found):
+    # What other presets share with this one does not make it one that was run.
+    if not any((e.task, e.method, e.fraction) not in shown for _, some in found for e in some):
         return None
     every = list({(e.task, e.method, e.fraction): e for _, some in found for e in some}.values())
     ours.setdefault(label, []).extend(every)
@@ -91,8 +94,8 @@ def _section(
             text.append(f"![Relative error against {kind}]({image.name})\n")
         largest = max(entry.fraction for entry in mine)
         image = path.with_name(f"paper-{label}{_suffix(label, task)}-convergence.png")
-        shown = [entry for entry in mine if entry.fraction == largest and "," not in entry.method]
-        plot.convergence(shown, f"{preset.tasks[task].about}, {100 * largest:g} %", image)
+        usual = [entry for entry in mine if entry.fraction == largest and "," not in entry.method]
+        plot.convergence(usual, f"{preset.tasks[task].about}, {100 * largest:g} %", image)
         text.append(f"![Accuracy in the course of training]({image.name})\n")
         for heat, some in found:
             if heat.task == task and some:
@@ -104,6 +107,10 @@ def _section(
     if rows := wilcoxon(every, hero):
         text.append(f"### `{hero}` against the others\n\n{rows}\n")
     return "\n".join(text)
+
+
+def _is_bf16(label: str) -> bool:
+    return label.endswith("-bf16")
 
 
 def _suffix(label: str, task: str) -> str:
@@ -212,6 +219,6 @@ def _beside(
     for label, found in ours.items():
         for entry in found:
             if (entry.task, entry.method, entry.fraction) == (wanted, method, fraction):
-                name = " (bf16)" if label.endswith("bf16") else ""
+                name = " (bf16)" if _is_bf16(label) else ""
                 texts.append(f"{entry.speedup:.1f} ×, {entry.lost:.2f} lost{name}")
     return "; ".join(dict.fromkeys(texts)) or "not run"
