@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-NAMES = ("digits", "mnist", "fashion-mnist", "cifar10")
+NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn")
 EXTRA = "install the extra: pip install 'adaptive-subset[examples]'"
 
 Split = tuple[Tensor, Tensor]  # uint8 images (n, channels, height, width), int64 labels (n,)
@@ -127,17 +127,23 @@ def _torchvision(name: str) -> tuple[Split, Split]:
         "mnist": datasets.MNIST,
         "fashion-mnist": datasets.FashionMNIST,
         "cifar10": datasets.CIFAR10,
+        "cifar100": datasets.CIFAR100,
+        "svhn": datasets.SVHN,
     }
     root = Path(torch.hub.get_dir()).parent / "datasets"
     splits = []
     for train in (True, False):
         try:
-            part = kinds[name](root, train=train, download=True)
+            which = {"split": "train" if train else "test"} if name == "svhn" else {"train": train}
+            part = kinds[name](root, **which, download=True)
         except (OSError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             advice = "if you have the files, pass their folder as --data"
             raise DataError(f"{name} could not be downloaded ({reason}); {advice}") from error
         images = torch.as_tensor(part.data)
+        if name == "svhn":  # channels first, as no other
+            splits.append((images, torch.as_tensor(part.labels)))
+            continue
         images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
         splits.append((images, torch.as_tensor(part.targets)))
     return splits[0], splits[1]

@@ -36,6 +36,10 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
     def take(self, rows: Tensor) -> Samples:
         return Samples(self.inputs[rows], self.labels[rows])
 
+    def to(self, device: torch.device) -> Samples:
+        """Inputs on `device`; labels, by which nothing is slow, stay with the weights."""
+        return Samples(self.inputs.to(device), self.labels)
+
 
 class Batches(Samples):
     """The same, of which a loader gets ready-made batches: its work is little beside a step's."""
@@ -75,6 +79,22 @@ def images(name: str, source: Path, cache: Path) -> Data:
 
     A folder holds IDX files, ``train/CLASS/*`` and ``test/CLASS/*``, or a tar file of these.
     """
+    return split(*_halves(name, source, cache))
+
+
+def with_tenth(name: str, source: Path, cache: Path, few: int | None = None) -> Data:
+    """As `images`, but a tenth is the validation set, which is the reference too.
+
+    With `few`, of so many of the training images, in which each class has its share.
+    """
+    train, test = _halves(name, source, cache)
+    if few is not None:
+        train = train.take(stratified(train.labels, few)[0])
+    found = split(train, test, len(train) // 10)
+    return replace(found, reference=found.validation)
+
+
+def _halves(name: str, source: Path, cache: Path) -> tuple[Samples, Samples]:
     path = cache / f"{name}.pt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +104,7 @@ def images(name: str, source: Path, cache: Path) -> Data:
         torch.save(halves, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
     train, labels, test, test_labels = torch.load(path)
-    return split(Samples(train.float(), labels), Samples(test.float(), test_labels))
+    return Samples(train.float(), labels), Samples(test.float(), test_labels)
 
 
 def _folder(name: str, source: Path, cache: Path) -> str:
@@ -101,17 +121,22 @@ def _folder(name: str, source: Path, cache: Path) -> str:
     return str(folder)
 
 
-def split(train: Samples, test: Samples) -> Data:
-    """`train` without a validation set in which each class has its share."""
-    size = min(VALIDATION, len(train) // 5)
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+def split(train: Samples, test: Samples, size: int | None = None) -> Data:
+    """`train` without a validation set of `size` in which each class has its share."""
+    size = min(VALIDATION, len(train) // 5) if size is None else size
+    validation, rest = stratified(train.labels, size)
+    return Data(train.take(rest), train.take(validation), test)
+
+
+def stratified(labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The rows of `size` samples in which each class has its share, and all others."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     # In the order of the classes, every (n / size)-th sample has all classes in proportion.
-    order = order[torch.argsort(train.labels[order], stable=True)]
+    order = order[torch.argsort(labels[order], stable=True)]
     places = (torch.arange(size, dtype=torch.float64) * len(order) / size).long()
     chosen = torch.zeros(len(order), dtype=torch.bool)
     chosen[places] = True
-    validation, rest = order[chosen].sort().values, order[~chosen].sort().values
-    return Data(train.take(rest), train.take(validation), test)
+    return order[chosen].sort().values, order[~chosen].sort().values
 
 
 def map_train(change: Callable[[Samples], Samples], given: Data) -> Data:
@@ -145,6 +170,20 @@ def long_tail(factor: float, clean: int, given: Data) -> Data:
         reference.append(kept[-1][:clean])
     train, few = (given.train.take(torch.cat(rows)) for rows in (kept, reference))
     return replace(given, train=train, reference=few)
+
+
+def cut_classes(share: float, samples: Samples, kept: float = 0.1) -> Samples:
+    """`share` of the classes, drawn at random, keep only `kept` of their samples."""
+    generator = torch.Generator().manual_seed(4)
+    classes = int(samples.labels.max()) + 1
+    rows = []
+    for place, label in enumerate(torch.randperm(classes, generator=generator).tolist()):
+        some = (samples.labels == label).nonzero()[:, 0]
+        if place < round(share * classes):
+            order = torch.randperm(len(some), generator=generator)
+            some = some[order[: round(kept * len(some))]]
+        rows.append(some)
+    return samples.take(torch.cat(rows).sort().values)
 
 
 def near_duplicates(copies: int, samples: Samples) -> Samples:

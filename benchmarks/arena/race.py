@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+from adaptive_subset.energy import EnergyMeter
 from benchmarks.arena.data import Data
 from benchmarks.arena.methods import BASELINES, Method, Plan
 from benchmarks.arena.results import Cell, Line, Results, best_rate
@@ -18,6 +19,25 @@ from benchmarks.arena.tasks import LADDER, Task
 
 ALL = "full-short"  # with a fraction of 1 it trains on all data in full
 NEAR = 0.003  # of validation accuracy: what one seed does not tell apart
+
+
+class Runs(Protocol):
+    """What `run` must know: which cells are next, and what they are made of."""
+
+    @property
+    def tasks(self) -> Mapping[str, Task]: ...
+
+    @property
+    def methods(self) -> Mapping[str, Method]: ...
+
+    @property
+    def results(self) -> Results: ...
+
+    def missing(self) -> list[Cell]:
+        """The cells to run next; none when all is done."""
+
+    def settings(self, task: str, method: str, fraction: float) -> Line:
+        """What a run depends on beside its learning rate and seed, as plain values."""
 
 
 @dataclass(frozen=True)
@@ -128,14 +148,15 @@ def beyond_edge(best: float | None, rates: Sequence[float]) -> list[float]:
 
 
 def run(
-    race: Race,
+    race: Runs,
     source: Path,
     cache: Path,
     device: torch.device,
     environment: Line,
     say: Callable[[str], Any] = print,
+    metering: Callable[[], EnergyMeter | None] = lambda: None,
 ) -> None:
-    """Make all missing runs, and tell how far it is."""
+    """Make all missing runs, and tell how far it is; `metering` gives each its meter of energy."""
     loaded: tuple[str, Data] | None = None
     known: dict[tuple[str, str], float] = {}  # seconds that a method took
     while cells := race.missing():
@@ -144,7 +165,8 @@ def run(
         if loaded is None or loaded[0] != cell.task:
             loaded = cell.task, task.load(source, cache)
         start = time.perf_counter()
-        measured = train(task, method, cell.fraction, cell.rate, cell.seed, loaded[1], device)
+        recipe = task, method, cell.fraction, cell.rate, cell.seed
+        measured = train(*recipe, loaded[1], device, metering())
         spent = time.perf_counter() - start
         known[cell.task, cell.method] = spent
         settings = race.settings(cell.task, cell.method, cell.fraction)

@@ -27,9 +27,13 @@ class Results:
     """Finished runs, by cell and by all settings of task and method.
 
     A changed recipe makes other runs: those of the old one stay in the file and are left out.
+
+    Args:
+        path: of the file that runs are appended to.
+        also: files that are only read, such as those of processes beside this one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, also: Iterable[Path] = ()) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -38,8 +42,10 @@ class Results:
         if len(whole) < len(text):  # killed while writing
             os.truncate(path, len(whole))
         self._runs: dict[str, dict[tuple[float, int], Line]] = {}
-        for line in map(json.loads, whole.splitlines()):
-            self._keep(line)
+        others = [file.read_bytes() for file in also if file != path]
+        for text in (*others, whole):  # others may be in the middle of a line
+            for line in map(json.loads, text[: text.rfind(b"\n") + 1].splitlines()):
+                self._keep(line)
 
     def add(self, cell: Cell, settings: Line, measured: Line) -> Line:
         """Append a finished run; it is on the disk when this returns."""
@@ -60,12 +66,13 @@ class Results:
         return list(self._runs.get(_kind(task, method, fraction, settings), {}).values())
 
     def fractions(self) -> list[float]:
-        return sorted({line["fraction"] for line in self._all()})
+        return sorted({line["fraction"] for line in self.lines()})
 
     def seeds(self) -> list[int]:
-        return sorted({line["seed"] for line in self._all()})
+        return sorted({line["seed"] for line in self.lines()})
 
-    def _all(self) -> list[Line]:
+    def lines(self) -> list[Line]:
+        """All finished runs, of any settings."""
         return [line for runs in self._runs.values() for line in runs.values()]
 
     def _keep(self, line: Line) -> None:

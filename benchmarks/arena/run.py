@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
@@ -19,46 +18,34 @@ from adaptive_subset import (
     WeightedTarget,
     select_in_batch,
 )
+from adaptive_subset.energy import EnergyMeter
 from adaptive_subset.strategies.by_group import ByGroup
 from adaptive_subset.strategies.per_epoch import Combination
 from benchmarks.arena.data import Batches, Data, Samples, as_it_is
 from benchmarks.arena.methods import Method, Plan
+from benchmarks.arena.phases import SELECTION, TRAINING, Phases
 from benchmarks.arena.tasks import Task
-
-POINTS = 10  # of the curve
-
-
-class Stopwatch:
-    """Seconds inside its ``with`` blocks: of the clock on the wall, and of the processor."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.wall, self.processor = device, 0.0, 0.0
-
-    def __enter__(self) -> None:
-        self._wait()
-        self._start = time.perf_counter(), time.process_time()
-
-    def __exit__(self, *_: object) -> None:
-        self._wait()
-        self.wall += time.perf_counter() - self._start[0]
-        self.processor += time.process_time() - self._start[1]
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 class Epochs:
-    """Batches epoch by epoch, of all data or of what a method selects."""
+    """Batches epoch by epoch, of all data or of what a method selects; inputs are on `device`."""
 
-    def __init__(self, task: Task, method: Method, fraction: float, data: Data, seed: int) -> None:
+    def __init__(
+        self,
+        task: Task,
+        method: Method,
+        fraction: float,
+        data: Data,
+        seed: int,
+        device: torch.device,
+    ) -> None:
         plan = Plan(task.epochs, fraction, task.batch_size)
         batches = round(fraction * len(data.train) / task.batch_size)
         self.budget = max(1, batches) * task.batch_size
         self.steps = task.epochs * self.budget // task.batch_size
         self.criterion: nn.Module = nn.CrossEntropyLoss(label_smoothing=task.label_smoothing)
         self.sampler: AdaptiveSubsetSampler | None = None
-        train = Batches(data.train)
+        train = Batches(data.train.to(device))
         loading: dict[str, Any] = {"batch_size": task.batch_size, "drop_last": True}
         loading["collate_fn"] = as_it_is
         strategy = None if method.strategy is None else method.strategy(plan)
@@ -77,13 +64,16 @@ class Epochs:
             if self.within is not None:
                 self.criterion = WeightedLoss(self._unweighted)
             return
+        part = method.pool_fraction if strategy.needs_gradients else 1.0
+        match = data.reference if method.reference else None
         selector = Selector(
             train,
             strategy,
-            pool=data.train,
+            # A part of the pool is drawn by index; all of it is read where the inputs are.
+            pool=_whole(train) if part == 1 else data.train,
             budget=None if strategy.sizes_itself else self.budget,
-            pool_fraction=method.pool_fraction if strategy.needs_gradients else 1.0,
-            validation=data.reference if method.reference else None,
+            pool_fraction=part,
+            validation=None if match is None else _whole(Batches(match.to(device))),
             weights=method.weights,
             seed=seed,
         )
@@ -108,21 +98,18 @@ class Epochs:
         rows = chosen.indices.to(x.device)
         return x[rows], WeightedTarget(y[rows], chosen.loss_weights.to(x.device))
 
-    def batches(
-        self, model: nn.Module, training: Stopwatch, selecting: Stopwatch
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Endless; the time that they take counts as training or as selecting."""
+    def batches(self, model: nn.Module, phases: Phases) -> Iterator[tuple[Tensor, Tensor]]:
+        """Endless; the time that they take counts as training or as selection."""
         for epoch in count():
             if self.sampler is not None:
-                with selecting:
-                    self.sampler.maybe_reselect(model, epoch)
-            batches = iter(self.loader)
-            while True:
-                with training:
-                    batch = next(batches, None)
-                if batch is None:
-                    break
-                yield batch
+                phases.enter(SELECTION)
+                self.sampler.maybe_reselect(model, epoch)
+            phases.enter(TRAINING)
+            yield from self.loader
+
+
+def _whole(batches: Batches) -> DataLoader[Any]:
+    return DataLoader(batches, batch_size=1000, collate_fn=as_it_is)
 
 
 def train(
@@ -133,65 +120,92 @@ def train(
     seed: int,
     data: Data,
     device: torch.device,
+    meter: EnergyMeter | None = None,
 ) -> dict[str, Any]:
     """Train one network for as many steps as any other method; see `benchmarks.arena`.
 
     Returns:
         Real `steps` and `samples`; `seconds` (all of it) and `selection_seconds` (its share), on
         the wall and of the processor; accuracy on `validation` and `test`; a `curve` of [seconds,
-        steps, validation accuracy]. A run whose parameters are no longer finite has `diverged`: it
-        ends there, with accuracies of zero.
+        steps, validation accuracy, test accuracy]; with a `meter` `joules` by phase and counter. A
+        run whose parameters are no longer finite has `diverged`: it ends there, with accuracies of
+        zero.
     """
+    phases = Phases(device, meter)
+    try:
+        return _train(task, method, fraction, rate, seed, data, device, phases)
+    finally:
+        phases.enter(None)
+
+
+def _train(
+    task: Task,
+    method: Method,
+    fraction: float,
+    rate: float,
+    seed: int,
+    data: Data,
+    device: torch.device,
+    phases: Phases,
+) -> dict[str, Any]:
     torch.manual_seed(seed)
     model = task.network().to(device).to(memory_format=torch.channels_last)
     augmenting = torch.Generator().manual_seed(seed)
-    training, selecting = Stopwatch(device), Stopwatch(device)
+    validation, test = data.validation.to(device), data.test.to(device)
     curve: list[list[float]] = []
-    with selecting:
-        epochs = Epochs(task, method, fraction, data, seed)
+    phases.enter(SELECTION)
+    epochs = Epochs(task, method, fraction, data, seed, device)
+    phases.enter(None)  # torch loads parts of itself with the first optimizer
     optimizer, schedule = task.optimizer(model, rate, epochs.steps)
-    batches = epochs.batches(model, training, selecting)
+    batches = epochs.batches(model, phases)
+    points = task.points if fraction < 1 else task.points_full
     model.train()
     step = 0
     while step < epochs.steps:
         try:
-            x, y = next(batches)
+            with task.autocast(device):
+                x, y = next(batches)
         except ValueError:  # it cannot select for a broken model, and says so
             if finite(model):
                 raise
             break
-        with training:
-            x, y = x.to(device), y.to(device)
-            if task.augment is not None:
-                x = task.augment(x, augmenting)
-        if epochs.within is not None:
-            with selecting:
+        x, y = x.to(device), y.to(device)
+        if task.augment is not None:
+            x = task.augment(x, augmenting)
+        with task.autocast(device):
+            if epochs.within is not None:
+                phases.enter(SELECTION)
                 x, y = epochs.kept(model, x, y, step)
-        with training:
+                phases.enter(TRAINING)
             loss = epochs.criterion(model(x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
         step += 1
-        if step % max(1, epochs.steps // POINTS) == 0 or step == epochs.steps:
+        if step % max(1, epochs.steps // points) == 0 or step == epochs.steps:
+            phases.enter(None)
             if not finite(model):
                 break
-            reached = accuracy(model, data.validation, device)
-            curve.append([training.wall + selecting.wall, step, reached])
+            with task.autocast(device):
+                reached = [accuracy(model, samples, device) for samples in (validation, test)]
+            curve.append([sum(phases.wall.values()), step, *reached])
             model.train()
+            phases.enter(TRAINING)
+    phases.enter(None)
     diverged = not finite(model)
     return {
         "steps": step,
         "samples": step * task.batch_size,
-        "seconds": training.wall + selecting.wall,
-        "selection_seconds": selecting.wall,
-        "processor_seconds": training.processor + selecting.processor,
-        "selection_processor_seconds": selecting.processor,
+        "seconds": sum(phases.wall.values()),
+        "selection_seconds": phases.wall[SELECTION],
+        "processor_seconds": sum(phases.processor.values()),
+        "selection_processor_seconds": phases.processor[SELECTION],
         "validation": 0.0 if diverged else curve[-1][2],
-        "test": 0.0 if diverged else accuracy(model, data.test, device),
+        "test": 0.0 if diverged else curve[-1][3],
         "diverged": diverged,
         "curve": curve,
+        **phases.energy(),
     }
 
 

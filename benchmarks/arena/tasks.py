@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,8 @@ class Task:
         schedule: "cosine" or "one-cycle", over the steps that the run really makes.
         augment: of a whole batch, with a generator of its own.
         reference: whether the data have a clean reference set, for methods that match it.
+        precision: "float32", or "bfloat16" for autocast.
+        points, points_full: of the curve, on a part of the data and on all; no part of the key.
     """
 
     load: Callable[[Path, Path], Data]
@@ -46,11 +49,22 @@ class Task:
     label_smoothing: float = 0.0
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     reference: bool = False
+    precision: str = "float32"
+    points: int = 10
+    points_full: int = 10
 
     def settings(self) -> dict[str, Any]:
         """What a run depends on, as plain values."""
         names = ("about", "epochs", "schedule", "batch_size", "momentum", "weight_decay")
-        return {name: getattr(self, name) for name in (*names, "label_smoothing")}
+        fixed = {name: getattr(self, name) for name in (*names, "label_smoothing")}
+        if self.precision != "float32":  # earlier runs do not name what was the only way
+            fixed["precision"] = self.precision
+        return fixed
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(device.type, getattr(torch, self.precision))
 
     def optimizer(
         self, model: nn.Module, rate: float, steps: int

@@ -1,0 +1,138 @@
+"""The experiments of GRAD-MATCH's paper: accuracy lost against time and energy saved.
+
+    python -m benchmarks.paper --preset mnist --data DIR --small    # goes on where it was killed
+    python -m benchmarks.paper --report benchmarks/results/paper.jsonl   # only writes the page
+
+DIR holds a folder for each set (mnist, cifar10, …): IDX files, train/CLASS/* and test/CLASS/*, or a
+tar file of these. Without one, torchvision downloads the set (the extra `examples`).
+
+Everything trains with the paper's one learning rate; docs/comparison.md is where each method has
+its own best one. Each finished run is one JSON line in OUT/paper*.jsonl, and is never repeated.
+Several processes share the runs of a preset on a large GPU, each with a shard:
+
+    for i in 0 1 2 3; do python -m benchmarks.paper --preset mnist --device cuda --shard $i/4 & done
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from adaptive_subset.energy import EnergyError, EnergyMeter
+from benchmarks import measure
+from benchmarks.arena.race import run
+from benchmarks.arena.results import Line, Results
+from benchmarks.paper.experiment import Experiment
+from benchmarks.paper.presets import PRESETS, SMALL, with_bf16
+
+PAGE = Path(__file__).parents[2] / "docs" / "paper.md"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    if options.report:
+        from benchmarks.paper import report
+
+        report.write(Results(options.report[0], options.report[1:]), options.page)
+        return
+    preset = (SMALL if options.small else PRESETS)[options.preset]
+    if options.bf16:
+        preset = with_bf16(preset)
+    heats = [
+        replace(heat, methods=tuple(m for m in heat.methods if m in (options.methods or [m])))
+        for heat in preset.heats
+        if heat.fraction in (options.fractions or [heat.fraction])
+    ]
+    shard, shards = options.shard
+    files = sorted(options.out.glob("paper*.jsonl"))
+    results = Results(options.out / f"paper{f'-{shard}' if shards > 1 else ''}.jsonl", files)
+    environment = measure.environment() | {"processes": shards}
+    if options.device == "cpu":
+        environment["device"] = "cpu"
+    check_same_device(results.lines(), environment["device"], options.out)
+    meter = None
+    if options.energy:
+        try:
+            EnergyMeter()
+            meter = EnergyMeter
+        except EnergyError as error:
+            environment["energy_missing"] = str(error)
+            print(f"Energy is not measured: {error}.")
+    run(
+        Experiment(preset, heats, options.seeds, results, options.shard),
+        options.data,
+        options.out / "cache",
+        torch.device(options.device),
+        environment,
+        lambda text: print(text, flush=True),
+        metering=meter or (lambda: None),
+    )
+
+
+def check_same_device(lines: Iterable[Line], device: str, out: Path) -> None:
+    """Times of different hardware say nothing of each other.
+
+    Raises:
+        SystemExit: there are runs of another device.
+    """
+    others = {line["environment"]["device"] for line in lines} - {device}
+    if others:
+        raise SystemExit(
+            f"--out {out} holds runs on {', '.join(sorted(others))}, this is {device}: speed-ups "
+            "compare runs on one device. Give another --out."
+        )
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    description, _, details = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.paper",
+        description=description,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--preset", choices=PRESETS, metavar="PRESET", help=", ".join(PRESETS))
+    add("--small", action="store_true", help="the twin that fits two cores")
+    add("--data", type=Path, default=Path("data"), help="folder with a folder for each set (data)")
+    add("--out", type=Path, default=Path("runs/paper"), help="for results and decoded data")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    add("--methods", nargs="+", help="of the preset, beside all data at full length")
+    add("--fractions", nargs="+", type=float, help="of the preset")
+    add("--shard", default="0/1", help="i/N: this is process i (from 0) of N, each with its runs")
+    add("--bf16", action="store_true", help="train under autocast to bfloat16")
+    add("--energy", action="store_true", help="measure joules; keep others off the machine")
+    add("--threads", type=int, default=1)
+    add("--device", default="cpu")
+    add("--report", type=Path, nargs="+", metavar="JSONL", help="run nothing, report these results")
+    add("--page", type=Path, default=PAGE, help="where the report goes (docs/paper.md)")
+    options = parser.parse_args(arguments)
+    if (options.preset is None) == (options.report is None):
+        parser.error("give one of --preset and --report")
+    if options.small and options.preset not in SMALL:
+        parser.error(f"--small is there for {', '.join(SMALL)}, not for {options.preset}")
+    try:
+        shard, shards = map(int, options.shard.split("/"))
+    except ValueError:
+        parser.error(f"--shard must be i/N, got {options.shard}")
+    if not 0 <= shard < shards:
+        parser.error(f"--shard must be i/N with 0 <= i < N, got {options.shard}")
+    options.shard = shard, shards
+    if options.energy and shards > 1:
+        parser.error("--energy measures the whole machine: give it without --shard")
+    if options.preset is not None:
+        preset = (SMALL if options.small else PRESETS)[options.preset]
+        unknown = {*(options.methods or [])} - {*preset.methods}
+        unknown |= {*(options.fractions or [])} - {heat.fraction for heat in preset.heats}
+        if unknown:
+            parser.error(f"{options.preset} has no {', '.join(map(str, unknown))}")
+    return options
+
+
+if __name__ == "__main__":
+    main()

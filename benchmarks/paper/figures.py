@@ -1,0 +1,146 @@
+"""What follows from the runs: points lost and factors gained against training on all data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, median
+
+from benchmarks.arena.race import ALL
+from benchmarks.arena.results import Line
+from benchmarks.paper.experiment import Experiment
+
+STOPPED = "all data, stopped at the same time"
+
+
+def cost(line: Line) -> tuple[float, float]:
+    """Seconds of a run in all and for selections: of the wall on a GPU, else of the processor.
+
+    The processor's are those of one thread on an idle machine, where other work only adds waiting.
+    """
+    kind = "" if line["environment"]["device"] != "cpu" else "processor_"
+    return line[f"{kind}seconds"], line[f"selection_{kind}seconds"]
+
+
+def joules(line: Line) -> float | None:
+    if "joules" not in line:
+        return None
+    return float(sum(sum(phase.values()) for phase in line["joules"].values()))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method at a budget, beside all data at full length with the same seeds.
+
+    Args:
+        lines, full: runs in the order of their seeds.
+    """
+
+    task: str
+    method: str
+    fraction: float
+    lines: Sequence[Line]
+    full: Sequence[Line]
+
+    @property
+    def accuracy(self) -> dict[int, float]:
+        """On the test set in %, by seed."""
+        return {line["seed"]: 100 * line["test"] for line in self.lines}
+
+    @property
+    def seconds(self) -> float:
+        return median(cost(line)[0] for line in self.lines)
+
+    @property
+    def selecting(self) -> float:
+        """The share of the seconds that selections take."""
+        return median(part / whole for whole, part in map(cost, self.lines))
+
+    @property
+    def lost(self) -> float:
+        """Points, over the seeds that both have; negative where the subset is better."""
+        theirs = {line["seed"]: 100 * line["test"] for line in self.full}
+        ours = self.accuracy
+        return mean(theirs[seed] - ours[seed] for seed in ours if seed in theirs)
+
+    @property
+    def relative_error(self) -> float:
+        """Points lost in % of the accuracy with all data."""
+        return 100 * self.lost / mean(100 * line["test"] for line in self.full)
+
+    @property
+    def speedup(self) -> float:
+        return median(cost(line)[0] for line in self.full) / self.seconds
+
+    @property
+    def energy_ratio(self) -> float | None:
+        """Joules of all data over ours, None where one of them was not measured."""
+        ours, theirs = ([joules(line) for line in lines] for lines in (self.lines, self.full))
+        known = [[j for j in values if j is not None] for values in (ours, theirs)]
+        if not known[0] or not known[1]:
+            return None
+        return median(known[1]) / median(known[0])
+
+    def stopped(self, gain: float) -> dict[int, float]:
+        """Test accuracy of all data by seed, when 1 / gain of the run was over.
+
+        Its steps take all the same time, so that the share of steps is that of time and energy. The
+        last point of the curve before counts; a seed without one is left out.
+        """
+        found = {}
+        for line in self.full:
+            points = [point for point in line["curve"] if point[1] <= line["steps"] / gain]
+            if points:
+                found[line["seed"]] = 100 * points[-1][3]
+        return found
+
+
+def entries(experiment: Experiment, methods: Sequence[str], task: str, fraction: float):
+    """Those that have runs, where all data have one with a seed in common."""
+    full = experiment.runs(task.removesuffix("-extended"), ALL, 1.0)
+    found = []
+    for method in methods:
+        lines = experiment.runs(task, method, fraction)
+        if {line["seed"] for line in lines} & {line["seed"] for line in full}:
+            found.append(Entry(task, method, fraction, lines, full))
+    return found
+
+
+@dataclass(frozen=True)
+class Against:
+    """One method minus another, over all tasks, budgets and seeds that both have.
+
+    Args:
+        p: of Wilcoxon's signed-rank test, two-sided; None where all differences are zero.
+    """
+
+    other: str
+    differences: tuple[float, ...]
+
+    @property
+    def p(self) -> float | None:
+        if not any(self.differences):
+            return None
+        from scipy import stats
+
+        return float(stats.wilcoxon(self.differences).pvalue)
+
+
+def compared(found: Sequence[Entry], method: str) -> list[Against]:
+    """`method` against all others, all data in full, and all data stopped at its time."""
+    ours = {(e.task, e.fraction): e for e in found if e.method == method}
+    pairs: dict[str, list[float]] = {}
+    for entry in found:
+        mine = ours.get((entry.task, entry.fraction))
+        if mine is None:
+            continue
+        if entry is mine:
+            others = {STOPPED: mine.stopped(mine.speedup)}
+            others["all data in full"] = {r["seed"]: 100 * r["test"] for r in mine.full}
+        else:
+            name = "all data, short schedule" if entry.method == ALL else entry.method
+            others = {name: entry.accuracy}
+        for name, accuracy in others.items():
+            each = [mine.accuracy[s] - accuracy[s] for s in mine.accuracy if s in accuracy]
+            pairs.setdefault(name, []).extend(each)
+    return [Against(name, tuple(each)) for name, each in pairs.items() if each]

@@ -1,0 +1,224 @@
+"""The page: the paper's figures beside ours, its plots of our runs, and which claims are seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from benchmarks.arena.race import ALL
+from benchmarks.arena.report import markdown
+from benchmarks.arena.results import Results
+from benchmarks.paper import plot
+from benchmarks.paper.experiment import Experiment
+from benchmarks.paper.figures import Entry, compared, entries
+from benchmarks.paper.presets import PRESETS, SMALL, Heat, with_bf16
+from benchmarks.paper.printed import CLAIMS, PRINTED
+
+HEAD = """# The experiments of GRAD-MATCH's paper
+
+Killamsetty et al., "GRAD-MATCH: Gradient Matching based Data Subset Selection for Efficient Deep
+Learning Model Training", ICML 2021, §5. SGD with a learning rate of 0.01, momentum 0.9, weight
+decay 5e-4 and a cosine over the steps; κ = 1/2, R = 20, λ = 0.5; a tenth of the training data is
+the validation set.
+
+**One learning rate for all, the paper's, is not a fair race**: what suits a run on all data does
+not suit one with a hundredth of the steps, nor all methods alike. [comparison.md](comparison.md)
+gives each method its own best rate, and its answer is the one to choose by. This page asks only
+whether the paper's own comparisons are seen again.
+
+- *All data, stopped*: the run on all data with its full schedule, when it had taken as long as the
+  method with its selections; `full-short` is all data with a schedule annealed over as many steps.
+- `random` is one subset, drawn once; `order-dp` is what this library recommends for clean labels.
+  CRAIGPB and CRAIG match the training data, GLISTER the validation set.
+- *Lost* is in points of test accuracy against all data in full, paired by seed; *relative error*
+  is in % of that. Accuracies are means ± the standard deviation over seeds.
+- Times hold training and selection but no evaluation: processor seconds of one thread on a CPU, the
+  wall's on a GPU; medians over seeds. Where several processes shared the machine, it is said.
+
+```sh
+python -m benchmarks.paper --preset mnist --data DIR --small             # runs what is missing
+for i in 0 1 2 3; do                                                     # four processes, one GPU
+  python -m benchmarks.paper --preset mnist --data DIR --device cuda --shard $i/4 &
+done; wait
+python -m benchmarks.paper --preset cifar10 --data DIR --device cuda --bf16 --energy
+python -m benchmarks.paper --report benchmarks/results/paper.jsonl       # writes this page
+```
+"""
+HERO = "gradmatch-pb-warm"
+HERO_IMBALANCE = "gradmatch-warm"
+
+
+def write(results: Results, path: Path) -> None:
+    """The page at `path`, its plots beside it."""
+    sections, idle = [HEAD], []
+    ours: dict[str, list[Entry]] = {}
+    for size, presets in (("", PRESETS), ("small", SMALL)):
+        for precision in ("", "bf16"):
+            for name, preset in presets.items():
+                made = with_bf16(preset) if precision else preset
+                label = "-".join(part for part in (name, size, precision) if part)
+                experiment = Experiment(made, made.heats, results.seeds(), results)
+                if text := _section(label, experiment, path, ours):
+                    sections.append(text)
+                elif not precision:
+                    idle.append(f"`{name}`" + (" `--small`" if size else ""))
+    sections.insert(1, _printed(ours))
+    if idle:
+        sections.append(f"## Not run\n\n{', '.join(idle)}.\n")
+    path.write_text("\n".join(sections))
+
+
+def _section(
+    label: str, experiment: Experiment, path: Path, ours: dict[str, list[Entry]]
+) -> str | None:
+    preset = experiment.preset
+    same = [found for other, found in ours.items() if _is_bf16(other) == _is_bf16(label)]
+    shown = {(e.task, e.method, e.fraction) for found in same for e in found}
+    found = [(heat, _of(experiment, heat)) for heat in preset.heats]
+    # What other presets share with this one does not make it one that was run.
+    if not any((e.task, e.method, e.fraction) not in shown for _, some in found for e in some):
+        return None
+    every = list({(e.task, e.method, e.fraction): e for _, some in found for e in some}.values())
+    ours.setdefault(label, []).extend(every)
+    text = [f"## {label}, figure {preset.figure}\n\n{preset.note} {_machine(every)}\n"]
+    for task in dict.fromkeys(entry.task for entry in every):
+        text.append(f"### {preset.tasks[task].about}, {preset.tasks[task].epochs} epochs\n")
+        mine = [entry for entry in every if entry.task == task]
+        for kind in ("speed-up", "energy"):
+            if kind == "energy" and all(entry.energy_ratio is None for entry in mine):
+                continue
+            image = path.with_name(f"paper-{label}{_suffix(label, task)}-{kind}.png")
+            title = preset.tasks[task].about
+            plot.tradeoff(mine, title, image, energy=kind == "energy")
+            text.append(f"![Relative error against {kind}]({image.name})\n")
+        largest = max(entry.fraction for entry in mine)
+        image = path.with_name(f"paper-{label}{_suffix(label, task)}-convergence.png")
+        usual = [entry for entry in mine if entry.fraction == largest and "," not in entry.method]
+        plot.convergence(usual, f"{preset.tasks[task].about}, {100 * largest:g} %", image)
+        text.append(f"![Accuracy in the course of training]({image.name})\n")
+        for heat, some in found:
+            if heat.task == task and some:
+                head = f"{heat.about}, {100 * heat.fraction:g} %" if heat.about else (
+                    f"{100 * heat.fraction:g} %"
+                )  # fmt: skip
+                text.append(f"#### {head}\n\n{table(some)}\n")
+    hero = HERO_IMBALANCE if "imbalance" in label else HERO
+    if rows := wilcoxon(every, hero):
+        text.append(f"### `{hero}` against the others\n\n{rows}\n")
+    return "\n".join(text)
+
+
+def _is_bf16(label: str) -> bool:
+    return label.endswith("-bf16")
+
+
+def _suffix(label: str, task: str) -> str:
+    """What tells the plots of a preset's tasks apart."""
+    return f"-{task.rpartition('-')[2]}" if "imbalance" in label or "extended" in task else ""
+
+
+def _of(experiment: Experiment, heat: Heat) -> list[Entry]:
+    return entries(experiment, heat.methods, heat.task, heat.fraction)
+
+
+def _machine(every: Sequence[Entry]) -> str:
+    lines = [line for entry in every for line in (*entry.lines, *entry.full)]
+    places = [line["environment"] for line in lines]
+    devices = sorted({place["device"] for place in places})
+    text = f"Run on: {', '.join(devices)}."
+    beside = max(place["processes"] for place in places)
+    if beside > 1:
+        text += f" Up to {beside} processes shared it: times hold what they cost each other."
+    if not any("joules" in line for line in lines):
+        reasons = sorted({place.get("energy_missing", "not asked for") for place in places})
+        text += f" No energy was measured ({'; '.join(reasons)})."
+    elif missing := sorted({why for line in lines for why in line.get("energy_missing", [])}):
+        text += f" Counters that could not be read: {'; '.join(missing)}."
+    return text
+
+
+def table(some: Sequence[Entry]) -> str:
+    """All data in full, then one row for each method, the most accurate first."""
+    measured = any(entry.energy_ratio is not None for entry in some)
+    heads = ["method", "seeds", "accuracy", "lost", "relative error", "seconds", "of it selecting"]
+    heads += ["speed-up", *(["energy ratio"] if measured else [])]
+    heads += ["all data, stopped at this time", "− that"]
+    heads += ["all data, stopped at this energy"] if measured else []
+    full = some[0].full
+    whole = Entry(some[0].task, ALL, 1.0, full, full)
+    rows = [["all data in full", str(len(full)), spread(whole.accuracy), "", ""]]
+    rows[0] += [f"{whole.seconds:.0f}", *[""] * (len(heads) - 6)]
+    for entry in sorted(some, key=lambda e: e.lost):
+        ratio = entry.energy_ratio
+        stopped = entry.stopped(entry.speedup)
+        common = [entry.accuracy[s] - stopped[s] for s in entry.accuracy if s in stopped]
+        row = [f"`{entry.method}`", str(len(entry.lines)), spread(entry.accuracy)]
+        row += [f"{entry.lost:+.2f}", f"{entry.relative_error:.2f} %", f"{entry.seconds:.1f}"]
+        row += [f"{100 * entry.selecting:.0f} %", f"{entry.speedup:.1f} ×"]
+        if measured:
+            row.append("–" if ratio is None else f"{ratio:.1f} ×")
+        row += [spread(stopped), f"{mean(common):+.2f}" if common else "–"]
+        if measured:
+            row.append("–" if ratio is None else spread(entry.stopped(ratio)))
+        rows.append(row)
+    return markdown(heads, rows)
+
+
+def spread(accuracy: dict[int, float]) -> str:
+    values = list(accuracy.values())
+    if not values:
+        return "–"
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def wilcoxon(every: Sequence[Entry], hero: str) -> str:
+    """Accuracy over all budgets and seeds; nothing where `hero` has not run."""
+    rows = [
+        (
+            f"`{against.other}`" if against.other.isascii() and " " not in against.other
+            else against.other,
+            str(len(against.differences)),
+            str(sum(difference > 0 for difference in against.differences)),
+            f"{mean(against.differences):+.2f}",
+            "–" if (p := against.p) is None else f"{p:.2g}",
+        )
+        for against in compared(every, hero)
+    ]  # fmt: skip
+    heads = ("against", "pairs", "won", "mean difference in points", "p (Wilcoxon signed-rank)")
+    note = (
+        "\n\nPairs are seeds at one budget of one task. With fewer than 6, p cannot be below 0.05."
+    )
+    return markdown(heads, rows) + note if rows else ""
+
+
+def _printed(ours: dict[str, list[Entry]]) -> str:
+    rows = []
+    for item in PRINTED:
+        budget = "not said" if item.fraction is None else f"{100 * item.fraction:g} %"
+        row = [item.where, item.task, f"`{item.method}`", budget]
+        row.append(f"{item.speedup:g} ×, {item.lost:g} lost")
+        for twin in ("", "-small"):
+            row.append(_beside(ours, item.task, twin, item.method, item.fraction))
+        rows.append(row)
+    heads = ("in the paper", "task", "method", "budget", "the paper's", "ours", "our small twin's")
+    claims = "\n".join(f"- {claim}" for claim in CLAIMS)
+    note = (
+        "These are all the figures of the paper's main text; its other points are only in plots "
+        "and in an appendix that was not at hand. It says moreover:"
+    )
+    return f"## What the paper prints\n\n{markdown(heads, rows)}\n\n{note}\n\n{claims}\n"
+
+
+def _beside(
+    ours: dict[str, list[Entry]], task: str, twin: str, method: str, fraction: float | None
+) -> str:
+    base, _, longer = task.partition("-")
+    wanted = f"{base}{twin}" + (f"-{longer}" if longer else "")
+    texts = []
+    for label, found in ours.items():
+        for entry in found:
+            if (entry.task, entry.method, entry.fraction) == (wanted, method, fraction):
+                name = " (bf16)" if _is_bf16(label) else ""
+                texts.append(f"{entry.speedup:.1f} ×, {entry.lost:.2f} lost{name}")
+    return "; ".join(dict.fromkeys(texts)) or "not run"

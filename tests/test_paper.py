@@ -1,0 +1,368 @@
+"""The experiments of the paper: every cell once, a fair clock, an honest page."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adaptive_subset.energy import EnergyError
+from benchmarks.arena import data, networks
+from benchmarks.arena import race as arena_race
+from benchmarks.arena import tasks as arena_tasks
+from benchmarks.arena.methods import Method, Plan
+from benchmarks.arena.phases import SELECTION, TRAINING, Phases
+from benchmarks.arena.race import ALL, run
+from benchmarks.arena.results import Cell, Results
+from benchmarks.arena.run import train
+from benchmarks.paper import __main__ as command
+from benchmarks.paper import presets, report
+from benchmarks.paper.experiment import Experiment
+from benchmarks.paper.figures import STOPPED, Against, Entry, compared
+from benchmarks.paper.presets import PRESETS, SMALL, Heat, Preset, variants, with_bf16
+from tests.test_arena import TINY, blobs
+
+CPU = torch.device("cpu")
+FRACTIONS = (0.1, 0.3)
+
+pytestmark = pytest.mark.filterwarnings("ignore:selections have taken:UserWarning")
+
+
+def referenced(*_: Path) -> data.Data:
+    return replace(blobs(), reference=blobs().validation)
+
+
+SHORT = replace(TINY, load=referenced, reference=True, rates=(presets.RATE,), points_full=8)
+
+
+def tiny() -> Preset:
+    methods = variants(2)
+    heats = [Heat("blobs", fraction, tuple(methods)) for fraction in FRACTIONS]
+    return Preset("0a", {"blobs": SHORT}, methods, heats, "Blobs.")
+
+
+def experiment(path: Path, shard: tuple[int, int] = (0, 1), also: Any = ()) -> Experiment:
+    preset = tiny()
+    return Experiment(preset, preset.heats, (0, 1), Results(path, also), shard)
+
+
+def line(seed: int, test: float, seconds: float, **more: Any) -> dict[str, Any]:
+    curve = [[seconds * i / 10, 10 * i, 0.0, test * i / 10] for i in range(1, 11)]
+    both = {"seconds": 2 * seconds, "selection_seconds": 0.0}
+    both |= {"processor_seconds": seconds, "selection_processor_seconds": seconds / 4}
+    known = {"steps": 100, "samples": 1600, "validation": test, "diverged": False, "curve": curve}
+    place = {"device": "cpu", "processes": 1}
+    return {"seed": seed, "test": test, **both, **known, "environment": place, **more}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that take no time: the more data, the better and the slower."""
+
+    def fake(task: Any, method: Method, fraction: float, rate: float, seed: int, *_: Any) -> Any:
+        made = line(seed, 0.9 + 0.08 * fraction - 0.001 * seed, 100 * fraction)
+        return {k: v for k, v in made.items() if k not in ("seed", "environment")}
+
+    monkeypatch.setattr(arena_race, "train", fake)
+
+
+def go(made: Experiment, limit: int | None = None) -> int:
+    """How many runs it made, killed after `limit`."""
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) == limit:
+            raise KeyboardInterrupt
+
+    run(made, Path(), Path(), CPU, {"device": "cpu", "processes": 1}, say)
+    return len(said)
+
+
+def cells(*paths: Path) -> Counter[tuple[str, float, int]]:
+    lines = [json.loads(text) for path in paths for text in path.read_text().splitlines()]
+    return Counter((r["method"], r["fraction"], r["seed"]) for r in lines)
+
+
+def test_a_killed_run_goes_on_without_repeating(quick: None, tmp_path: Path) -> None:
+    path = tmp_path / "paper.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        go(experiment(path), limit=5)
+    with path.open("a") as file:
+        file.write('{"task": "blobs", "meth')  # killed while writing
+    total = 2 * (1 + 2 * len(tiny().methods))
+    assert go(experiment(path)) == total - 5
+    assert go(experiment(path)) == 0
+    assert set(cells(path).values()) == {1}
+    assert len(cells(path)) == total
+
+
+def test_shards_share_all_cells_between_them(quick: None, tmp_path: Path) -> None:
+    paths = [tmp_path / f"paper-{i}.jsonl" for i in range(3)]
+    counts = [go(experiment(path, (i, 3))) for i, path in enumerate(paths)]
+    together = cells(*paths)
+    assert set(together.values()) == {1}
+    assert len(together) == sum(counts) == len(experiment(tmp_path / "paper.jsonl").cells())
+    # The two runs on all data, as dear as several others, are not of one process.
+    assert sum((ALL, 1.0, seed) in cells(paths[0]) for seed in (0, 1)) == 1
+    assert go(experiment(tmp_path / "paper.jsonl", also=paths)) == 0
+
+
+def test_a_file_that_is_being_written_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None:
+    other = tmp_path / "paper-1.jsonl"
+    Results(other).add(Cell("blobs", ALL, 1.0, 0.01, 0), {}, line(0, 0.9, 1))
+    with other.open("a") as file:
+        file.write('{"task"')
+    assert len(Results(tmp_path / "paper-0.jsonl", [other]).lines()) == 1
+    assert other.read_text().endswith('{"task"')  # which is its writer's to mend
+
+
+def test_presets_select_every_20_epochs_as_the_paper_does() -> None:
+    for name, preset in PRESETS.items():
+        for heat in preset.heats:
+            task = preset.tasks[heat.task]
+            plan = Plan(task.epochs, heat.fraction, task.batch_size)
+            if name != "ablations" and "extended" not in heat.task:
+                assert preset.methods["gradmatch-pb-warm"].every(plan) == 20
+    plan = Plan(300, 0.05, 128)
+    ablated = PRESETS["ablations"].methods
+    assert [ablated[f"craig{part}"].every(plan) for part in ("", ", R / 2", ", R / 4")] == [
+        20,
+        10,
+        5,
+    ]
+
+
+def test_every_method_of_every_preset_has_settings_of_its_own() -> None:
+    for preset in (*PRESETS.values(), *SMALL.values()):
+        plan = Plan(next(iter(preset.tasks.values())).epochs, 0.1, 128)
+        found = [json.dumps(method.settings(plan)) for method in preset.methods.values()]
+        assert len(set(found)) == len(found)
+
+
+def test_in_imbalance_gradients_are_matched_to_the_validation_set() -> None:
+    for name in ("mnist-imbalance", "cifar10-imbalance"):
+        methods = PRESETS[name].methods
+        matched = {method for method, made in methods.items() if made.reference}
+        assert matched == {
+            f"{base}{warm}"
+            for base in ("gradmatch", "gradmatch-pb", "glister")
+            for warm in ("", "-warm")
+        }
+
+
+def test_cut_classes_keep_a_tenth_and_others_all() -> None:
+    given = data.Samples(torch.zeros(1000, 1), torch.arange(1000) % 10)
+    counts = torch.bincount(data.cut_classes(0.3, given).labels).tolist()
+    assert sorted(counts) == [10] * 3 + [100] * 7
+
+
+def test_a_tenth_is_the_validation_set_and_the_reference(tmp_path: Path) -> None:
+    inputs, labels = torch.arange(400.0)[:, None], torch.arange(400) % 4
+    torch.save([inputs.half(), labels, inputs[:8].half(), labels[:8]], tmp_path / "some.pt")
+    found = data.with_tenth("some", tmp_path, tmp_path, few=200)
+    assert (len(found.train), len(found.validation)) == (180, 20)
+    assert found.reference is found.validation
+    assert torch.bincount(found.validation.labels).tolist() == [5] * 4
+    both = torch.cat([found.train.inputs, found.validation.inputs])
+    assert len(both.unique()) == 200
+
+
+def test_runs_of_the_arena_keep_their_keys() -> None:
+    """Precision and points are new: what was run before them is not run again."""
+    kept = Results(Path(__file__).parents[1] / "benchmarks" / "results" / "arena.jsonl").lines()
+    recipe = arena_tasks.TASKS["fashion-mnist"].settings()
+    assert any(r["settings"]["task"] == recipe for r in kept if r["task"] == "fashion-mnist")
+
+
+def test_bf16_is_another_cell() -> None:
+    plain, other = (
+        p.tasks["mnist"].settings() for p in (PRESETS["mnist"], with_bf16(PRESETS["mnist"]))
+    )
+    assert "precision" not in plain
+    assert other == {**plain, "precision": "bfloat16"}
+
+
+def test_under_bf16_the_network_runs_in_bfloat16() -> None:
+    seen = set()
+
+    def network() -> torch.nn.Module:
+        model = SHORT.network()
+        last = list(model.children())[-1]
+        last.register_forward_hook(lambda _m, _x, output: seen.add(output.dtype))
+        return model
+
+    made = replace(SHORT, network=network, precision="bfloat16")
+    train(made, variants(2)["gradmatch-pb-warm"], 0.3, 0.1, 0, referenced(), CPU)
+    assert torch.bfloat16 in seen
+    assert torch.float32 not in seen  # float64 is in which a head is checked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", variants(2))
+def test_every_variant_makes_the_same_number_of_steps(name: str) -> None:
+    measured = train(SHORT, variants(2)[name], 0.2, 0.1, 0, referenced(), CPU)
+    assert (measured["steps"], len(measured["curve"])) == (40, 10)
+
+
+def test_the_resnet_is_the_paper_s() -> None:
+    model = networks.resnet18(10)
+    assert sum(p.numel() for p in model.parameters()) == 11_173_962
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+class Meter:
+    """Counts a joule each time that a phase is entered."""
+
+    def __init__(self) -> None:
+        self.joules: dict[str, dict[str, float]] = {}
+        self.missing = ["no RAPL"]
+        self.inside = False
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        assert not self.inside
+        self.inside = True
+        yield
+        self.inside = False
+        counter = self.joules.setdefault(name, {"gpu": 0.0})
+        counter["gpu"] += 1
+
+
+def test_what_is_in_no_phase_is_not_counted() -> None:
+    phases = Phases(CPU)
+    for phase in (TRAINING, None, SELECTION, None):
+        phases.enter(phase)
+        time.sleep(0.02 if phase else 0.3)
+    phases.enter(None)
+    for seconds in phases.wall.values():
+        assert 0.02 <= seconds < 0.2
+
+
+def test_joules_are_those_of_each_phase() -> None:
+    meter = Meter()
+    method = variants(2)["gradmatch"]
+    measured = train(SHORT, method, 0.2, 0.1, 0, referenced(), CPU, meter)  # type: ignore[arg-type]
+    assert measured["joules"] == meter.joules
+    assert {SELECTION, TRAINING} == set(meter.joules)
+    assert measured["energy_missing"] == ["no RAPL"]
+    assert not meter.inside
+
+
+def test_a_failed_run_leaves_no_phase_open() -> None:
+    meter = Meter()
+
+    def broken(*_: Any) -> Any:
+        raise KeyError("augment")
+
+    made = replace(SHORT, augment=broken)
+    with pytest.raises(KeyError):
+        train(made, Method(None), 0.2, 0.1, 0, referenced(), CPU, meter)  # type: ignore[arg-type]
+    assert not meter.inside
+
+
+def entry(method: str, tests: list[float], seconds: float, **more: Any) -> Entry:
+    full = [line(seed, 0.98, 100, joules={TRAINING: {"gpu": 50.0}}) for seed in range(len(tests))]
+    lines = [line(seed, test, seconds, **more) for seed, test in enumerate(tests)]
+    return Entry("blobs", method, 0.1, lines, full)
+
+
+def test_gains_are_ratios_to_all_data_by_processor_time() -> None:
+    found = entry("gradmatch", [0.97, 0.96], 10, joules={TRAINING: {"gpu": 4.0, "package": 1.0}})
+    assert found.lost == pytest.approx(1.5)
+    assert found.relative_error == pytest.approx(150 / 98)
+    assert found.speedup == pytest.approx(10)
+    assert found.energy_ratio == pytest.approx(10)
+    assert found.selecting == pytest.approx(0.25)
+    assert entry("craig", [0.97], 10).energy_ratio is None
+
+
+def test_on_a_gpu_the_clock_on_the_wall_counts() -> None:
+    found = entry("gradmatch", [0.97], 10)
+    for each in (*found.lines, *found.full):
+        each["environment"] = {"device": "GPU", "processes": 1}
+    assert found.seconds == 20
+    assert found.selecting == 0
+
+
+def test_all_data_are_stopped_at_the_last_point_before() -> None:
+    found = entry("gradmatch", [0.97, 0.96], 10)
+    assert found.stopped(4) == pytest.approx({0: 0.98 * 20, 1: 0.98 * 20})  # 25 of 100 steps
+    assert found.stopped(11) == {}  # no point as early as that
+
+
+def test_methods_are_compared_by_seed_and_with_all_data() -> None:
+    found = [entry("a", [0.97, 0.96], 10), entry("b", [0.95, 0.97], 10)]
+    against = {each.other: each.differences for each in compared(found, "a")}
+    assert against["b"] == pytest.approx((2, -1))
+    assert against["all data in full"] == pytest.approx((-1, -2))
+    assert against[STOPPED] == pytest.approx((97 - 9.8, 96 - 9.8))
+    assert compared(found, "c") == []
+
+
+def test_the_test_is_wilcoxons() -> None:
+    assert Against("b", tuple(range(1, 7))).p == pytest.approx(2 / 2**6)
+    assert Against("b", (0.0, 0.0)).p is None
+
+
+@pytest.fixture
+def only_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "PRESETS", {"tiny": tiny(), "later": PRESETS["svhn"]})
+    monkeypatch.setattr(report, "SMALL", {})
+    monkeypatch.setattr(command, "PRESETS", {"tiny": tiny(), "later": PRESETS["svhn"]})
+    monkeypatch.setattr(command, "SMALL", {})
+
+
+@pytest.mark.slow
+def test_the_command_runs_and_writes_the_page(
+    quick: None, only_tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_meter() -> None:
+        raise EnergyError("no energy counter can be read: /sys/none is missing")
+
+    monkeypatch.setattr(command, "EnergyMeter", no_meter)
+    command.main(["--preset", "tiny", "--out", str(tmp_path), "--energy"])
+    page = tmp_path / "page.md"
+    command.main(["--report", str(tmp_path / "paper.jsonl"), "--page", str(page)])
+    text = page.read_text()
+    assert "No energy was measured (no energy counter can be read: /sys/none is missing)" in text
+    assert "## tiny, figure 0a" in text
+    assert "## Not run\n\n`later`" in text
+    row = next(r for r in text.splitlines() if r.startswith("| `gradmatch` |")).split(" | ")
+    assert row[1:4] == ["3", "90.70 ± 0.10", "+7.20"]  # of 97.90 with all data
+    assert row[7] == "10.0 ×"
+    assert (tmp_path / "paper-tiny-speed-up.png").exists()
+    assert "27 ×, 0.35 lost | not run | not run" in text
+
+
+def test_runs_of_another_device_are_not_mixed(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="holds runs on H100, this is cpu"):
+        command.check_same_device([{"environment": {"device": "H100"}}], "cpu", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give one of --preset and --report"),
+        (["--preset", "mnist", "--shard", "2/2"], "0 <= i < N, got 2/2"),
+        (["--preset", "mnist", "--shard", "x"], "--shard must be i/N, got x"),
+        (["--preset", "mnist", "--shard", "0/2", "--energy"], "measures the whole machine"),
+        (["--preset", "svhn", "--small"], "not for svhn"),
+        (["--preset", "mnist", "--methods", "best"], "mnist has no best"),
+        (["--preset", "mnist", "--fractions", "0.2"], "mnist has no 0.2"),
+    ],
+)
+def test_a_wrong_command_line_says_so(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command.parse(arguments)
+    assert said in capsys.readouterr().err
