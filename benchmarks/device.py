@@ -14,7 +14,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="fewer samples, one round")
+    names = [type(strategy).__name__ for strategy in strategies(1)]
+    parser.add_argument("--strategies", nargs="+", choices=names, default=names)
+    tasks = [task.name for task in TASKS]
+    parser.add_argument("--tasks", nargs="+", choices=tasks, default=tasks)
+    parser.add_argument("--batch-size", type=int, help="of the pass (256; ImageNet 128)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (3)")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/device.json"))
     options = parser.parse_args()
@@ -115,16 +120,20 @@ def main() -> None:
         parser.error("`--device cuda` needs a GPU, and torch sees none")
     print(measure.environment("cuda")["device"] if device.type == "cuda" else "no GPU seen")
     rows = []
-    for task in TASKS:
+    for task in [task for task in TASKS if task.name in options.tasks]:
         start = time.perf_counter()
-        for row in measured(task, device, 1 if options.quick else options.repeats, options.quick):
+        task = replace(task, batch=options.batch_size or task.batch)
+        repeats = 1 if options.quick else options.repeats
+        for row in measured(task, options.strategies, device, repeats, options.quick):
             rows.append(row)
             print(row, flush=True)
         print(f"{task.name}: {time.perf_counter() - start:.0f} s", flush=True)
     measure.report(options.out, rows, device.type)
 
 
-def measured(task: Task, device: torch.device, repeats: int, quick: bool) -> Iterator[measure.Row]:
+def measured(
+    task: Task, names: list[str], device: torch.device, repeats: int, quick: bool
+) -> Iterator[measure.Row]:
     """The rows of one task."""
     n = task.samples[2 if device.type == "cpu" else int(quick)]
     size = min(task.batch, n // 4)
@@ -141,11 +150,17 @@ def measured(task: Task, device: torch.device, repeats: int, quick: bool) -> Ite
 
     step_rows = steps(data, model, images, labels, size // 2, device, repeats)
     yield from step_rows  # trains it a little, too
-    yield from passes(data, model.eval(), Batches(images, labels, size), device, repeats)
+    chosen = [strategy for strategy in strategies(n) if type(strategy).__name__ in names]
+    yield from passes(data, model.eval(), Batches(images, labels, size), chosen, device, repeats)
 
 
 def passes(
-    data: measure.Row, model: nn.Module, pool: Batches, device: torch.device, repeats: int
+    data: measure.Row,
+    model: nn.Module,
+    pool: Batches,
+    chosen: list[Strategy],
+    device: torch.device,
+    repeats: int,
 ) -> Iterator[measure.Row]:
     """The bare pass, what the pass for gradients adds to a batch of it, and whole selections."""
     dataset, criterion = Labels(pool.labels.tolist()), nn.CrossEntropyLoss()
@@ -171,7 +186,7 @@ def passes(
     measure.in_turns({"warm-up": bare}, 1)
     for fraction in FRACTIONS:
         cases: dict[str, Callable[[], Any]] = {"bare": bare}
-        for strategy in strategies(len(dataset)):
+        for strategy in chosen:
             cases[type(strategy).__name__] = partial(selector(strategy, fraction).select, model, 0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of small classes, filled up
@@ -191,7 +206,7 @@ def passes(
                 "solver, s": results[name].solver_seconds,
                 "raw": seconds[name],
             }
-    for strategy in strategies(len(dataset)):
+    for strategy in chosen:
         n, unit = len(dataset), strategy.batch_size or 1
 
         def atoms(number: int, strategy: Strategy = strategy, unit: int = unit) -> None:

@@ -65,8 +65,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, default=Path("data"), help="folder with a folder for each set (data)")
     add("--out", type=Path, default=Path("runs/arena"), help="for results and decoded data")
-    add("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK",
-        help=", ".join(TASKS))  # fmt: skip
+    add("--tasks", nargs="+", choices=TASKS, metavar="TASK",
+        help=f"{', '.join(TASKS)} (those for a core, or for a GPU, by --device)")  # fmt: skip
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD",
         help=", ".join(METHODS))  # fmt: skip
     add("--fractions", nargs="+", type=float, default=[0.1],
@@ -78,6 +78,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--report", type=Path, metavar="JSONL", help="run nothing, report these results")
     add("--page", type=Path, default=PAGE, help="where the report goes (docs/comparison.md)")
     options = parser.parse_args(arguments)
+    on_gpu = options.device != "cpu"
+    options.tasks = options.tasks or [n for n, task in TASKS.items() if task.on_gpu == on_gpu]
     if any(not 0 < fraction <= 1 for fraction in options.fractions):
         parser.error(f"--fractions must be in (0, 1], got {options.fractions}")
     return options

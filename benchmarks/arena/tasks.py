@@ -33,6 +33,7 @@ class Task:
         schedule: "cosine" or "one-cycle", over the steps that the run really makes.
         augment: of a whole batch, with a generator of its own.
         reference: whether the data have a clean reference set, for methods that match it.
+        on_gpu: whether it is too large for a core.
         precision: "float32", or "bfloat16" for autocast.
         points, points_full: of the curve, on a part of the data and on all; no part of the key.
     """
@@ -49,6 +50,7 @@ class Task:
     label_smoothing: float = 0.0
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     reference: bool = False
+    on_gpu: bool = False
     precision: str = "float32"
     points: int = 10
     points_full: int = 10
@@ -126,6 +128,15 @@ _CIFAR = Task(
 TASKS = {
     "fashion-mnist": _FASHION,
     "cifar10": _CIFAR,
+    "cifar10-wide": replace(
+        _CIFAR,
+        network=partial(networks.small_resnet, 64),
+        about="CIFAR-10 on a GPU, residual network of width 64, crop and flip",
+        rates=(0.2, 0.5, 1.0),
+        batch_size=512,
+        precision="bfloat16",
+        on_gpu=True,
+    ),
     "cifar10-noisy": replace(
         _CIFAR, load=_noisy, about=f"{_CIFAR.about}, 20 % of the training labels wrong"
     ),

@@ -173,6 +173,7 @@ TASKS = {
         points_full=40,
     ),
 }
+TASKS["cifar10-brief"] = replace(_CIFAR10, epochs=20, points=2, points_full=20)
 for _name in ("mnist", "cifar10", "mnist-small", "cifar10-small"):
     for _percent in (30, 60, 90):
 
@@ -207,7 +208,7 @@ def _tradeoff(figure: str, task: str, fractions: Sequence[float], note: str) -> 
 
 def _periods(task: str) -> int:
     name = task.partition("-")[0]
-    return 5 if task.endswith("-small") else PERIODS.get(name, 15)
+    return 5 if task.endswith(("-small", "-brief")) else PERIODS.get(name, 15)
 
 
 def _imbalance(task: str, figure: str, fractions: Sequence[float], note: str) -> Preset:
@@ -236,6 +237,10 @@ def _extended(task: str, note: str) -> Preset:
 PRESETS = {
     "mnist": _tradeoff("3b", "mnist", (0.01, 0.03, 0.05, 0.1), _OPEN),
     "cifar10": _tradeoff("3c, 3h", "cifar10", (0.05, 0.1, 0.2, 0.3), _OPEN),
+    "cifar10-brief": _tradeoff(
+        "3c, 3h", "cifar10-brief", (0.1, 0.2, 0.3),
+        "20 epochs for 300 and R = 4 for 20 (5 selections a run for 15): minutes of a GPU.",
+    ),
     "cifar100": _tradeoff("3a, 3i, 3j, 4d", "cifar100", (0.05, 0.1, 0.2, 0.3), _OPEN),
     "svhn": _tradeoff("3d", "svhn", (0.05, 0.1, 0.2, 0.3), _OPEN),
     "imagenet": _tradeoff(
