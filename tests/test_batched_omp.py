@@ -102,6 +102,22 @@ def test_each_problem_is_solved_as_by_itself(
     assert_same(together(problems, device, **options), problems, **options)
 
 
+def crowded(seed: int) -> Problem:
+    """More atoms than dimensions, all in the budget: several weights turn negative at once."""
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(80, 30, generator=generator).double()
+    target = 3 * matrix[:4].sum(0) + torch.randn(30, generator=generator).double()
+    ridge = 1e-4 * float(matrix.square().sum(1).mean())
+    return DenseGradients(matrix), target, 80, ridge
+
+
+def test_atoms_leave_in_the_order_in_which_their_weights_reach_zero(device: torch.device) -> None:
+    problems = [crowded(seed) for seed in range(20)]
+    found = together(problems, device)
+    assert sum(result.dropped for result in found) > 300
+    assert_same(found, problems)
+
+
 @both_signs
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_factors_of_any_dtype(device: torch.device, dtype: torch.dtype, nonnegative: bool) -> None:
@@ -179,3 +195,27 @@ def test_the_host_waits_once_in_so_many_ticks(nonnegative: bool) -> None:
     assert counts.pop("_local_scalar_dense") == pursuit.ticks // LOOK + 1
     assert not any(counts.values())
     assert len(seen) < (65 if nonnegative else 45) * pursuit.ticks  # starts, and views
+
+
+def test_the_walk_towards_a_new_fit_ends_at_its_first_boundary(device: torch.device) -> None:
+    """By hand, as for `omp`, in weights times λ; beside a problem whose weights are all > 0."""
+    pursuit = _Pursuit([on(device, drawn(3, 3, 1.0, 0.5, seed)) for seed in (1, 2)], True, 0.0)
+
+    def walk(*new: float) -> Any:
+        pursuit.c[:, :3] = torch.tensor([new, (5.0, 6.0, 7.0)])
+        pursuit._walk()
+        assert pursuit.old[1, :3].tolist() == [5.0, 6.0, 7.0]
+        assert not pursuit.leaving[1].any()
+        return pursuit.old[0, :3].tolist(), pursuit.leaving[0, :3].tolist()
+
+    pursuit.inside[:, :3] = True
+    pursuit.old[:, :2] = 1.0
+    assert walk(-1, -0.5, 3) == (pytest.approx([0, 0.25, 1.5]), [True, False, False])
+    # While it has not left, nothing moves, whatever turns negative.
+    assert walk(4, -9, 3) == (pytest.approx([0, 0.25, 1.5]), [True, False, False])
+    pursuit.inside[0, 0] = pursuit.leaving[0, 0] = False
+    assert walk(9, -1, -4.5) == (pytest.approx([0, 0, 0.3]), [False, True, False])
+    # Both that reach zero together leave.
+    pursuit.leaving[0] = False
+    pursuit.old[0, 1:3] = torch.tensor([1.0, 2.0])
+    assert walk(9, -1, -2) == (pytest.approx([0, 0, 0]), [False, True, True])
