@@ -335,6 +335,7 @@ def test_the_command_runs_and_writes_the_page(
     text = page.read_text()
     assert "No energy was measured (no energy counter can be read: /sys/none is missing)" in text
     assert "## tiny, figure 0a" in text
+    assert "87 of 87 runs are made, with 3 seed(s)" in text
     assert "## Not run\n\n`later`" in text
     row = next(r for r in text.splitlines() if r.startswith("| `gradmatch` |")).split(" | ")
     assert row[1:4] == ["3", "90.70 ± 0.10", "+7.20"]  # of 97.90 with all data

@@ -81,7 +81,12 @@ def _section(
         return None
     every = list({(e.task, e.method, e.fraction): e for _, some in found for e in some}.values())
     ours.setdefault(label, []).extend(every)
-    text = [f"## {label}, figure {preset.figure}\n\n{preset.note} {_machine(every)}\n"]
+    total, seeds = len(experiment.cells()), len(experiment.seeds)
+    finished = (
+        f"{total - len(experiment.missing())} of {total} runs are made, with {seeds} seed(s)."
+    )
+    place = f"{_machine(every)} {finished}"
+    text = [f"## {label}, figure {preset.figure}\n\n{preset.note} {place}\n"]
     for task in dict.fromkeys(entry.task for entry in every):
         text.append(f"### {preset.tasks[task].about}, {preset.tasks[task].epochs} epochs\n")
         mine = [entry for entry in every if entry.task == task]
