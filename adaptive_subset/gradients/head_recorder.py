@@ -59,11 +59,13 @@ class HeadRecorder:
         self._seen.clear()
 
     def take(self, n: int) -> tuple[list[Tensor], list[Tensor]]:
-        """The features (n, p), with a constant 1 for the bias, and outputs of the last forward.
+        """The features, with a constant 1 for the bias, and outputs of the last forward pass.
+
+        Features are (n, p), or (n, T, p) where a head ran at T > 1 positions of a sample.
 
         Raises:
             RuntimeError: a head did not fire exactly once.
-            ValueError: it saw something else than one vector for each of the n samples.
+            ValueError: it saw something else than a row for each of the n samples.
         """
         features, outputs = [], []
         for name, module in self.heads.items():
