@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from adaptive_subset import (
+    CRAIG,
+    GLISTER,
+    GradientNorm,
+    GradMatch,
+    GradMatchPB,
     PixelLoss,
+    Selector,
     TokenLoss,
     WeightedLoss,
     WeightedTarget,
@@ -411,3 +417,48 @@ def test_a_sketch_has_at_least_one_number() -> None:
     data: Any = [(torch.ones(2), 0)]
     with pytest.raises(ValueError, match="`sketch` must be at least 1, got 0"):
         Selector(data, "gradmatch", budget=1, sketch=0)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_causal_model_trains_by_the_trainers_divisor(tmp_path: Any, accumulate: int) -> None:
+    """With all samples chosen at weight one it is the Trainer on the model's own loss."""
+    from adaptive_subset.integrations.transformers_trainer import SubsetTrainer
+    from transformers import Trainer, TrainingArguments
+
+    from adaptive_subset import FreshRandom
+
+    ids = tokens(8, T)
+    items = [{"input_ids": row, "labels": own} for row, own in zip(ids, ids.clone(), strict=True)]
+    items[0]["labels"][2:] = -100
+    build = hugging_face("GPT2LMHeadModel", vocab_size=V, n_embd=8, n_layer=1, n_head=2)
+
+    def trained(kind: Any, **options: Any) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = build().double()
+        arguments = TrainingArguments(
+            str(tmp_path),
+            max_steps=1,
+            per_device_train_batch_size=8 // accumulate,
+            gradient_accumulation_steps=accumulate,
+            **{"use_cpu": True, "report_to": "none", "save_strategy": "no", "max_grad_norm": 0.0},
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+        trainer = kind(
+            model, arguments, train_dataset=items, optimizers=(optimizer, constant), **options
+        )
+        trainer.train()
+        return [p.detach() for p in model.parameters()]
+
+    ours = trained(
+        SubsetTrainer, criterion=TokenLoss(shift=True), strategy=FreshRandom(), fraction=1.0
+    )
+    for found, expected in zip(ours, trained(Trainer), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_the_trainer_takes_a_mean_over_tokens() -> None:
+    from adaptive_subset.integrations.transformers_trainer import _check_arguments
+
+    with pytest.raises(ValueError, match=r'must be a TokenLoss\("mean"\).*got "sum"'):
+        _check_arguments(None, [0], TokenLoss("sum"))
