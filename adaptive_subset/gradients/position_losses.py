@@ -88,6 +88,7 @@ class TokenLoss(_PositionLoss):
         ValueError: outputs or labels of other shapes.
 
     Example:
+        >>> import torch
         >>> logits, labels = torch.zeros(1, 3, 2), torch.tensor([[1, 0, -100]])
         >>> TokenLoss(shift=True)(logits, labels)
         tensor(0.6931)
@@ -131,6 +132,7 @@ class PixelLoss(_PositionLoss):
         ValueError: outputs or labels of other shapes.
 
     Example:
+        >>> import torch
         >>> PixelLoss()(torch.zeros(1, 2, 1, 1), torch.ones(1, 4, 4, dtype=torch.int64))
         tensor(0.6931)
     """
