@@ -5,6 +5,7 @@ from adaptive_subset.delivery.retag import retag
 from adaptive_subset.delivery.sampler import AdaptiveSubsetSampler
 from adaptive_subset.delivery.tags import TaggedIndex, WeightedTarget
 from adaptive_subset.delivery.weighted_loss import WeightedLoss
+from adaptive_subset.gradients.position_losses import PixelLoss, TokenLoss
 from adaptive_subset.in_batch import select_in_batch
 from adaptive_subset.selection import Selection
 from adaptive_subset.selector import Selector
@@ -55,6 +56,7 @@ __all__ = [
     "LossSampling",
     "OrderDP",
     "PerEpoch",
+    "PixelLoss",
     "Random",
     "RandomSizes",
     "SeTa",
@@ -64,6 +66,7 @@ __all__ = [
     "Strategy",
     "TaggedDataset",
     "TaggedIndex",
+    "TokenLoss",
     "Validation",
     "WeightedLoss",
     "WeightedTarget",

@@ -107,11 +107,13 @@ class CandidatePool:
             kept = None if kept is None else kept[indices]
         expect = partial(self._check_memory, m)
         if ranks.size > 1:
-            return indices, self._spread(ranks, model, criterion, some, m, expect, losses, kept)
-        pool = self.source.read(model, criterion, some, m, expect)
+            return indices, self._spread(
+                ranks, model, criterion, some, m, expect, losses, kept, seed
+            )
+        pool = self.source.read(model, criterion, some, m, expect, seed)
         validation = None
         if self.validation is not None:
-            other = self.validation.read(model, criterion, None, self.validation.size)
+            other = self.validation.read(model, criterion, None, self.validation.size, seed=seed)
             _check_labels(pool, other)
             scale = m / len(other.gradients)
             validation = Validation(other.gradients, other.classes, scale, other.last_layer)
@@ -129,14 +131,17 @@ class CandidatePool:
         expect: Callable[[int], None],
         losses: Tensor | None,
         kept: Tensor | None,
+        seed: int,
     ) -> Candidates:
         """The same of which each rank reads and holds a part."""
         validation, scale = None, 1.0
         with state_of_first_rank(ranks, model, criterion):
-            pool = read_shares(ranks, self.source, model, criterion, some, m, expect)
+            pool = read_shares(ranks, self.source, model, criterion, some, m, expect, seed)
             if self.validation is not None:
                 size = self.validation.size
-                validation = read_shares(ranks, self.validation, model, criterion, None, size)
+                validation = read_shares(
+                    ranks, self.validation, model, criterion, None, size, seed=seed
+                )
                 _check_labels(pool.part, validation.part)
                 scale = m / len(validation)
         return SpreadCandidates(

@@ -33,6 +33,7 @@ def as_selection(
         objective=None if choice.objective is None else float(choice.objective),
         relative_error=error,
         trained_error=trained,
+        is_estimate=candidates.is_estimate,
         filled=int(choice.filled),
         unit=n / len(choice.weights) if matched else None,
         **rest,

@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     ORDER = 3  # the order of an epoch
     RESAMPLING = 4  # which samples of an epoch are repeated
     WORKERS = 5  # the seeds of a loader's workers
+    SKETCH = 6  # what long gradients are reduced by
 
 
 def seeded(seed: int, epoch: int, purpose: Purpose, part: int = 0) -> torch.Generator:

@@ -36,6 +36,8 @@ class Selection:
             gradients were computed.
         trained_error: the same of the weights that are trained with: those of mean one keep the
             direction of the match and change its length.
+        is_estimate: whether both errors are estimates, by sketches of the gradients. They are too
+            low where nearly as many samples were weighted as a sketch has numbers.
         filled: how many of the k were filled in at random because the strategy stopped early.
         forward_seconds: seconds spent in the pass over the candidates.
         solver_seconds: seconds spent in the strategy.
@@ -50,6 +52,7 @@ class Selection:
     objective: float | None = None
     relative_error: float | None = None
     trained_error: float | None = None
+    is_estimate: bool = False
     filled: int = 0
     forward_seconds: float = 0.0
     solver_seconds: float = 0.0
@@ -122,7 +125,8 @@ class Selection:
         errors = (self.relative_error, self.trained_error)
         error, trained = ("unknown" if e is None else f"{e:.4f}" for e in errors)
         return (
-            f"relative gradient error {error}, {trained} as trained with, "
+            f"relative gradient error {error}, {trained} as trained with"
+            f"{' (estimates)' if self.is_estimate else ''}, "
             f"effective size {self.effective_size:.0f}, "
             f"{self.filled} filled at random, "
             f"{self.forward_seconds:.2f} s forward, {self.solver_seconds:.2f} s solver"

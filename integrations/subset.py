@@ -15,7 +15,7 @@ OPTIONS = (
     *("fraction", "budget", "tolerance"),
     *("every", "epochs", "warm_start"),
     *("pool", "pool_fraction", "validation", "weights", "seed"),
-    *("head", "target", "batch_size", "num_workers", "storage_dtype", "progress"),
+    *("head", "target", "batch_size", "num_workers", "storage_dtype", "sketch", "progress"),
 )
 _OF_SAMPLER = ("every", "epochs", "warm_start")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from adaptive_subset.integrations.subset import OPTIONS, Subset, extra_is_missing
 
-from adaptive_subset import AdaptiveSubsetSampler, Strategy, retag
+from adaptive_subset import AdaptiveSubsetSampler, Strategy, TokenLoss, retag
 
 try:
     from adaptive_subset.integrations.accelerate_loader import unsharded
@@ -36,7 +36,8 @@ class SubsetMixin:
             `adaptive_subset.integrations.subset.OPTIONS`; `epochs` is
             `num_train_epochs` by default. The pool is `train_dataset`, collated as for evaluation.
         strategy: how to choose.
-        criterion: ``criterion(logits, labels)``, such as ``nn.CrossEntropyLoss()``.
+        criterion: ``criterion(logits, labels)``, such as ``nn.CrossEntropyLoss()``, or
+            ``TokenLoss(shift=True)`` for a causal language model. It must be a mean.
 
     Raises:
         ValueError: arguments of the Trainer that cannot go with a subset.
@@ -60,7 +61,7 @@ class SubsetMixin:
             )
         kwargs["compute_loss_func"] = self._weighted_loss
         super().__init__(*args, **kwargs)
-        _check_arguments(self.args, self.train_dataset)
+        _check_arguments(self.args, self.train_dataset, criterion)
         self.label_names = self.label_names or ["labels"]  # the model need not take any
         if options.get("warm_start") and self.args.max_steps <= 0:
             options.setdefault("epochs", math.ceil(self.args.num_train_epochs))
@@ -100,7 +101,9 @@ class SubsetMixin:
         loss: torch.Tensor = self.subset.criterion(logits, labels)
         if num_items_in_batch is None:
             return loss
-        share: torch.Tensor = labels.ne(-100).sum().to(loss.dtype) / num_items_in_batch
+        own = self.subset.criterion.criterion
+        counted = own.count(labels) if isinstance(own, TokenLoss) else labels.ne(-100).sum()
+        share: torch.Tensor = counted.to(loss.dtype) / num_items_in_batch
         return loss * share
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -184,7 +187,12 @@ class _Select(TrainerCallback):
         self._epoch += 1
 
 
-def _check_arguments(args: Any, dataset: Any) -> None:
+def _check_arguments(args: Any, dataset: Any, criterion: Any) -> None:
+    if isinstance(criterion, TokenLoss) and criterion.reduction != "mean":
+        raise ValueError(
+            '`criterion` must be a TokenLoss("mean"), since the Trainer weighs batches by their '
+            f'labels, got "{criterion.reduction}".'
+        )
     if dataset is None:
         raise ValueError("`train_dataset` must be given, a subset is chosen of it, got None.")
     if args.label_smoothing_factor:

@@ -355,7 +355,7 @@ def test_logits_are_taken_out_of_an_output(wrap: Callable[[Tensor], Any]) -> Non
     ("wrap", "head", "error", "message"),
     [
         (lambda z: (z, z), None, TypeError, r"`model` must return a tensor.*`logits`, got tuple"),
-        (lambda z: {"out": z}, "fc", TypeError, r"`model` must return a tensor.*got dict"),
+        (lambda z: {"output": z}, "fc", TypeError, r"`model` must return a tensor.*got dict"),
         (lambda z: {"logits": [z]}, None, TypeError, r"`model` must return a tensor.*got dict"),
         (lambda z: z.detach(), "fc", ValueError, r"\['fc'\] must lead to.*keep no_grad"),
         (lambda z: z.argmax(1), "fc", ValueError, r"\['fc'\] must lead to.*argmax"),
@@ -437,7 +437,7 @@ def test_inference_mode_around_the_pass_makes_no_difference() -> None:
         made_inside = x * 1
         found, targets, weight = last_layer_gradients(model, [(made_inside, Y)], LOSS)
     assert weight is not None
-    for tensor in (targets, weight, *found.blocks[0]):
+    for tensor in (targets, weight, *found.rows()):
         assert not tensor.is_inference()
     torch.testing.assert_close(dense(found), expected)
 
@@ -457,7 +457,7 @@ def test_the_loss_and_its_gradient_stay_out_of_autocast() -> None:
     assert logits.dtype == torch.bfloat16  # the model itself runs as it trains
     assert set(seen) == {(torch.float32, torch.float32)}
     expected = logits.float().softmax(1) - F.one_hot(Y, 4)
-    torch.testing.assert_close(found.blocks[0][0], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.rows()[0], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_tail_of_matrices_runs_under_autocast() -> None:

@@ -1,4 +1,4 @@
-"""One pass over the candidates: model and batches in, factored last-layer gradients out."""
+"""One pass over the candidates: model and batches in, last-layer gradients out."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adaptive_subset.gradients.coupling import raise_what_was_found
+from adaptive_subset.gradients.dense import DenseGradients
 from adaptive_subset.gradients.factored import FactoredGradients
 from adaptive_subset.gradients.head import Head, find_heads
-from adaptive_subset.gradients.head_checks import check_rows, weight_of
+from adaptive_subset.gradients.head_checks import by_position, check_rows, weight_of
 from adaptive_subset.gradients.head_recorder import HeadRecorder
+from adaptive_subset.gradients.kept import Factors, Sums
 from adaptive_subset.gradients.loss_batch import check_takes_two
 from adaptive_subset.gradients.model_io import (
     check_one_row_each,
@@ -28,9 +29,12 @@ from adaptive_subset.gradients.model_io import (
 )
 from adaptive_subset.gradients.model_state import can_freeze, evaluating, frozen, readable
 from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
+from adaptive_subset.gradients.sketch import Sketch
 from adaptive_subset.gradients.storage import Rows
 from adaptive_subset.items import split_batch
 from adaptive_subset.randomness import preserved_random_state
+
+_NUMBERS = 1 << 25  # in the outputs of one piece of a batch, where these have many a sample
 
 logger = logging.getLogger("adaptive_subset")
 
@@ -44,17 +48,21 @@ def last_layer_gradients(
     target: int | str | None = None,
     size: int | None = None,
     storage_dtype: torch.dtype | None = None,
+    sketch: Sketch = Sketch(8192, 0),  # noqa: B008
     name: str = "pool",
     expect: Callable[[int], None] | None = None,
-) -> tuple[FactoredGradients, Tensor, Tensor | None]:
+) -> tuple[FactoredGradients | DenseGradients, Tensor, Tensor | None]:
     """Per-sample gradients of the last layer over `batches`, the targets, and the last layer.
 
     ``g_i = ∂ℓ_i/∂z_i ⊗ f_i`` with f the features that enter the head and z what leaves it. ℓ is the
     criterion on the model's real output, sample by sample whatever its reduction, so the gradient
-    is exact whatever the model does behind the head. The model runs in eval mode, uncompiled,
-    outside DDP, without a graph up to the head; it, its buffers, gradients and hooks, the
-    criterion, the inputs and the global random state are left as they were found, also when the
-    pass raises.
+    is exact whatever the model does behind the head. Where the head runs at T positions of a
+    sample, as those of language and segmentation models do, ``g_i = Σ_t ∂ℓ_i/∂z_it ⊗ f_it``, which
+    is held as it is if it is no longer than the `sketch`, else as one.
+
+    The model runs in eval mode, uncompiled, outside DDP, without a graph up to the head; it, its
+    buffers, gradients and hooks, the criterion, the inputs and the global random state are left as
+    they were found, also when the pass raises.
 
     The model runs under the caller's autocast, as it trains; the loss and its gradient are computed
     outside of it, in at least float32. `no_grad` and inference mode around the pass do not matter.
@@ -68,14 +76,17 @@ def last_layer_gradients(
         size: n, when known: the result is then written in place instead of joined at the end.
         storage_dtype: what the gradients are kept in, by default what they are computed in:
             float32 or, for a float64 model, float64.
+        sketch: of gradients that are summed over positions and too long to be held.
         name: what errors call the batches.
         expect: called with d, the length of a gradient, after the first batch; it may raise.
 
     Returns:
-        Gradients of n samples on the model's device: n Σ(C + p) numbers, 4 bytes each by default.
+        Gradients of n samples on the model's device: n Σ(C + p) numbers, 4 bytes each by default,
+        or n rows of at most the size of the sketch a head.
         Beside them memory holds the activations of one batch; one that does not fit is run in
         halves. Then the targets (n, …); and the weight (C, p) of the last layer, bias included, if
-        the model has one and returns its output as it is, else None.
+        the model has one, of one position, and returns its output as it is, else None. Labels of
+        positions are not kept, the targets are (n, 0) then.
 
     Raises:
         TypeError: a model, output or target of the wrong kind, a loss of other arguments.
@@ -86,7 +97,7 @@ def last_layer_gradients(
     check_takes_two(criterion)
     place = next(model.parameters())
     dtype = storage_dtype or torch.promote_types(place.dtype, torch.float32)
-    blocks: list[tuple[Rows, Rows]] = []
+    kept: Factors | Sums | None = None
     weight: Tensor | None = None
     targets = Rows(size)
     with ExitStack() as stack:
@@ -105,27 +116,38 @@ def last_layer_gradients(
                 stack.enter_context(run.attached())
                 in_pieces = _Pieces(run)
             for features, leaves, deltas, output in in_pieces(args, kwargs, y):
-                if not blocks:
-                    weight = run.weight(leaves, output)
+                if kept is None:
                     biases = run.recorder.biases
+                    if any(delta.ndim > 2 for delta in deltas):
+                        _check_storage(storage_dtype)
+                        kept = Sums(features, deltas, biases, size, sketch)
+                    else:
+                        weight = run.weight(leaves, output)
+                        kept = Factors(features, deltas, biases, size, dtype)
                     if expect is not None:
-                        parts = zip(deltas, features, biases, strict=True)
-                        expect(sum(delta[0].numel() * (h.shape[1] + b) for delta, h, b in parts))
-                    blocks = [(Rows(size, dtype), Rows(size, dtype, ones=b)) for b in biases]
-                for (d_rows, h_rows), delta, h in zip(blocks, deltas, features, strict=True):
-                    d_rows.append(delta.flatten(1))
-                    h_rows.append(h)
+                        expect(kept.dim)
+                kept.append(features, deltas)
+            if isinstance(kept, Sums) and y.ndim > 1:
+                y = y.new_empty(len(y), 0)  # they differ in length from batch to batch
             targets.append(copied_to(place.device, y))
         raise_what_was_found(criterion)
-        if not blocks:
+        if kept is None:
             raise ValueError(f"`{name}` must yield at least one batch, got none.")
         if size is not None and len(targets) != size:
             raise ValueError(
                 f"`{name}` must yield each of its {size} samples once, in order, got "
                 f"{len(targets)} samples. Check drop_last, the sampler and the length of the data."
             )
-        gradients = FactoredGradients([(d.join(), h.join()) for d, h in blocks])
-        return gradients, targets.join(), weight
+        return kept.join(), targets.join(), weight
+
+
+def _check_storage(dtype: torch.dtype | None) -> None:
+    if dtype is not None:
+        raise ValueError(
+            "`storage_dtype` must be left out for a head that runs at several positions, whose "
+            f"gradients are held in what they are computed in, got {dtype}. Choose a smaller "
+            "`sketch`."
+        )
 
 
 class _Backward:
@@ -147,9 +169,15 @@ class _Backward:
             for name, p in model.named_parameters()
         }
         untouched = {name: copy._version for name, copy in copies.items()}
-        self.recorder = HeadRecorder(
-            find_heads(model, head, partial(self._forward, copies, args, kwargs))
-        )
+        self.most = sys.maxsize  # samples to run at once
+
+        def first() -> Tensor:
+            output = self._forward(copies, args, kwargs)
+            if output.ndim > 2 and len(output):
+                self.most = max(1, _NUMBERS // max(1, output[0].numel()))
+            return output
+
+        self.recorder = HeadRecorder(find_heads(model, head, first))
         # A model that writes to its parameters in a forward pass goes on writing to copies.
         self._written = {name for name, p in copies.items() if p._version != untouched[name]}
         self._parameters: dict[str, Tensor] | None = None  # instead of the model's own
@@ -189,7 +217,9 @@ class _Backward:
                 self._most = n
             target = copied_to(device, y)
             losses = per_sample_losses(self._criterion, output, target, wait=False)
-            deltas = torch.autograd.grad(losses, leaves, torch.ones_like(losses))
+            slopes = torch.autograd.grad(losses, leaves, torch.ones_like(losses))
+            heads = zip(self.recorder.heads.items(), slopes, strict=True)
+            deltas = [by_position(name, module, slope) for (name, module), slope in heads]
             return features, leaves, deltas, output
 
     def weight(self, leaves: list[Tensor], output: Tensor) -> Tensor | None:
@@ -211,13 +241,13 @@ class _Backward:
 class _Pieces:
     """Runs batches in pieces of as many samples as memory was found to hold."""
 
-    def __init__(self, run: Callable[[Any, Any, Tensor], tuple[Any, ...]]) -> None:
+    def __init__(self, run: _Backward) -> None:
         self._run, self._most = run, sys.maxsize
 
     def __call__(self, args: Any, kwargs: Any, y: Tensor) -> Iterator[tuple[Any, ...]]:
         start, n = 0, len(y)
         while start < n:
-            size = min(self._most, n - start)
+            size = min(self._most, self._run.most, n - start)
             piece = (args, kwargs, y)
             if size < n:
                 piece = part(piece, slice(start, start + size), n)

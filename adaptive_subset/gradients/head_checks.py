@@ -9,22 +9,28 @@ from torch import Tensor, nn
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ROWS = 4  # random inputs that a head is tried on
+_PLACES = 4  # positions of each, where it runs at more
 _WEIGHT_NORM = {"weight_g", "weight_v", *(f"parametrizations.weight.original{i}" for i in (0, 1))}
 
 
-def vectors(name: str, module: nn.Module, shape: Sequence[int]) -> tuple[int, int]:
-    """(n, p) for a head whose input has that shape.
+def by_position(name: str, module: nn.Module, tensor: Tensor) -> Tensor:
+    """What enters or leaves a head as (n, c), or (n, T, c) where it runs at T > 1 positions.
 
     Raises:
-        ValueError: it sees several vectors a sample.
+        ValueError: it has no rows, or is a convolution that sees several positions at once.
     """
-    place = 1 if isinstance(module, LINEAR[1:]) else -1
-    if len(shape) < 2 or torch.Size(shape[1:]).numel() != shape[place]:
+    shape, convolves = tensor.shape, isinstance(module, LINEAR[1:])
+    one = tensor.ndim > 1 and shape[1:].numel() == shape[1 if convolves else -1]
+    wide = any(size > 1 for size in getattr(module, "kernel_size", ()))
+    if tensor.ndim < 2 or (wide and not one):
         raise ValueError(
-            f"`head` {name!r} must see one vector a sample, got input of shape {tuple(shape)}. "
-            "Name a layer behind the pooling."
+            f"`head` {name!r} must see one vector a sample, or one at each position as a linear "
+            f"layer or a 1×1 convolution does, got a {type(module).__name__} on input of shape "
+            f"{tuple(shape)}. Name a layer behind the pooling."
         )
-    return shape[0], shape[place]
+    if one:
+        return tensor.flatten(1)
+    return tensor.flatten(2).mT if convolves else tensor.flatten(1, -2)
 
 
 def weight_of(module: nn.Module) -> Tensor:
@@ -47,7 +53,6 @@ def check_linear(name: str, module: nn.Module, shape: Sequence[int]) -> None:
         module: a layer of one of the kinds in `LINEAR`.
         shape: of its input in a forward pass, (n, …).
     """
-    _, p = vectors(name, module, shape)
     own = dict(module.named_parameters())
     beside = [key for key in own if key not in {"weight", "bias", *_WEIGHT_NORM}]
     if beside or _is_reparametrised(module) or not all(v.is_floating_point() for v in own.values()):
@@ -58,7 +63,8 @@ def check_linear(name: str, module: nn.Module, shape: Sequence[int]) -> None:
             "take a strategy that needs no gradients."
         )
     drawn = {key: torch.randn(value.shape, dtype=torch.float64) for key, value in own.items()}
-    features = torch.randn(_ROWS, *shape[1:], dtype=torch.float64)
+    features = torch.randn(_ROWS, *_tried(module, shape), dtype=torch.float64)
+    seen = by_position(name, module, features)
     weights: list[Tensor] = []
     hook = module.register_forward_hook(lambda m, *_: weights.append(weight_of(m)))
     try:
@@ -66,17 +72,31 @@ def check_linear(name: str, module: nn.Module, shape: Sequence[int]) -> None:
         output = torch.func.functional_call(module, drawn, (features,))
     finally:
         hook.remove()
-    flat = _with_constant(module, features.reshape(_ROWS, p))
-    exact = weights[0].shape[1] == flat.shape[1] and output.numel() == _ROWS * len(weights[0])
+    rows, width = _with_constant(module, seen), seen.shape[-1]
+    exact = weights[0].shape[1] == rows.shape[-1] and output.shape[:1] == (_ROWS,)
     if exact:
-        expected = flat @ weights[0].T
-        exact = torch.allclose(output.reshape(_ROWS, -1), expected, rtol=1e-9, atol=1e-9 * p)
+        expected, found = rows @ weights[0].T, by_position(name, module, output)
+        exact = found.shape == expected.shape
+        exact = exact and torch.allclose(found, expected, rtol=1e-9, atol=1e-9 * width)
     if not exact:
         raise ValueError(
             f"`head` {name!r} must be a plain linear map of its input, got a "
             f"{type(module).__name__} whose output is not weight · input + bias. Pass the "
             "linear layer itself as head=."
         )
+
+
+def _tried(module: nn.Module, shape: Sequence[int]) -> list[int]:
+    """The shape of one input to try a head on; torch's own layers treat all positions alike."""
+    own = type(module) in LINEAR and not (module._forward_hooks or module._forward_pre_hooks)
+    if not own:
+        return list(shape[1:])
+    convolves = isinstance(module, LINEAR[1:])
+    if any(size > 1 for size in getattr(module, "kernel_size", ())):
+        return list(shape[1:])
+    few = [min(size, _PLACES) for size in shape[1:]]
+    few[0 if convolves else -1] = shape[1 if convolves else -1]
+    return few
 
 
 def _is_reparametrised(module: nn.Module) -> bool:
@@ -87,10 +107,10 @@ def _is_reparametrised(module: nn.Module) -> bool:
 
 
 def _with_constant(module: nn.Module, features: Tensor) -> Tensor:
-    """(n, p) as the weight sees them: with a constant 1 for the bias, if there is one."""
+    """(n, …, p) as the weight sees them: with a constant 1 for the bias, if there is one."""
     if module.bias is None:
         return features
-    return torch.cat([features, features.new_ones(len(features), 1)], 1)
+    return torch.cat([features, features.new_ones(*features.shape[:-1], 1)], -1)
 
 
 def check_rows(heads: Sequence[str], leaves: Sequence[Tensor], output: Tensor) -> None:

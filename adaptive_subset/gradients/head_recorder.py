@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptive_subset.gradients.head_checks import vectors
+from adaptive_subset.gradients.head_checks import by_position
 
 
 class HeadRecorder:
@@ -64,11 +64,13 @@ class HeadRecorder:
         self._seen.clear()
 
     def take(self, n: int) -> tuple[list[Tensor], list[Tensor]]:
-        """The features (n, p), without that of a bias, and outputs of the last forward.
+        """The features, without that of a bias, and outputs of the last forward pass.
+
+        Features are (n, p), or (n, T, p) where a head ran at T > 1 positions of a sample.
 
         Raises:
             RuntimeError: a head did not fire exactly once.
-            ValueError: it saw something else than one vector for each of the n samples.
+            ValueError: it saw something else than a row for each of the n samples.
         """
         features, outputs = [], []
         for name, module in self.heads.items():
@@ -79,7 +81,7 @@ class HeadRecorder:
                     "runs. Name a layer that the model applies once, or uncompile the model."
                 )
             f, z = seen[0]
-            flat = f.reshape(vectors(name, module, f.shape))
+            flat = by_position(name, module, f)
             if len(flat) != n:
                 raise ValueError(
                     f"`head` {name!r} must see one row a sample, got {len(flat)} rows for {n} "

@@ -27,6 +27,7 @@ class BatchGradients(Gradients):
     def __init__(self, gradients: Gradients, members: Tensor, gram: Tensor | None = None) -> None:
         self._gradients, self._members = gradients, members
         self._gram = _gram(gradients, members) if gram is None else gram
+        self.is_estimate = gradients.is_estimate
 
     def __len__(self) -> int:
         return len(self._members)

@@ -68,9 +68,15 @@ def to_model(inputs: Any, place: Tensor) -> Any:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits, in at least float32: also of an output object that holds them as `logits`."""
+    """The logits, in at least float32.
+
+    Also of an output object or a dict that holds them as `logits`, or as `out`, as torchvision's
+    segmentation models do.
+    """
     is_dict = isinstance(output, Mapping)
-    logits: Any = output.get("logits") if is_dict else getattr(output, "logits", output)
+    logits: Any = (
+        output.get("logits", output.get("out")) if is_dict else getattr(output, "logits", output)
+    )
     if not isinstance(logits, Tensor):
         raise TypeError(
             "`model` must return a tensor, or an object or a dict with a tensor `logits`, got "

@@ -37,11 +37,14 @@ class Gradients(Protocol):
     ``is_finite()``               whether all of G is finite
     ``own_rows(classes)``         the gradients of one row of a layer
     ``rows()``, ``with_rows(r)``  what is held, n rows each; G of other rows
+    ``is_estimate``               whether the rows of G are sketches
     ============================  ===================================  =========
 
     Results are on `device`, in `dtype` or more exact. An index i is a slice or holds positions, in
     any order and more than once; j is one position.
     """
+
+    is_estimate: bool = False  # inner products are those of longer gradients, on average
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -104,6 +104,7 @@ def read_shares(
     indices: Tensor | None,
     size: int | None,
     expect: Callable[[int], None] | None = None,
+    seed: int = 0,
 ) -> Share:
     """Each rank reads its stretch of `source`; the arguments are those of `GradientSource.read`.
 
@@ -124,7 +125,7 @@ def read_shares(
 
     def read() -> int:
         if reads:
-            found.append(source.read(model, criterion, indices, size, expect))
+            found.append(source.read(model, criterion, indices, size, expect, seed))
         return sum(len(part.gradients) for part in found)
 
     edges = torch.tensor([0, *ranks.step(read)]).cumsum(0)

@@ -16,7 +16,9 @@ from torch.utils.data import (
     Subset,
 )
 
+from adaptive_subset.checks import whole
 from adaptive_subset.gradients.collect import last_layer_gradients
+from adaptive_subset.gradients.factored import FactoredGradients
 from adaptive_subset.gradients.head import Head
 from adaptive_subset.gradients.look_ahead import LastLayer
 from adaptive_subset.gradients.model_state import is_on_gpu
@@ -24,6 +26,7 @@ from adaptive_subset.gradients.per_sample import Criterion
 from adaptive_subset.gradients.pool_checks import check_pool, is_map_style, shuffles
 from adaptive_subset.gradients.pool_losses import pool_losses
 from adaptive_subset.gradients.protocol import Gradients
+from adaptive_subset.gradients.sketch import Sketch
 from adaptive_subset.gradients.snapshot import preserved_generators
 from adaptive_subset.items import split_batch
 from adaptive_subset.randomness import Purpose, preserved_random_state, seeded
@@ -39,6 +42,7 @@ class Reading(TypedDict, total=False):
     batch_size: int
     num_workers: int
     storage_dtype: torch.dtype | None
+    sketch: int
     progress: bool
 
 
@@ -81,6 +85,9 @@ class GradientSource:
         storage_dtype: what gradients are kept in, n Σ(C + p) numbers: by default float32 (float64
             for a float64 model). torch.float16 and bfloat16 halve that, for pools of millions of
             samples; everything is computed in float32 still, from rounded factors.
+        sketch: the most numbers that are held of a sample whose head runs at many positions, as for
+            tokens and pixels. Longer gradients are sketched to so many; their errors are then
+            estimates, see `Selection.is_estimate`.
         progress: show a progress bar in the pass (needs the extra ``progress``).
         name: what errors call the pool.
 
@@ -98,6 +105,7 @@ class GradientSource:
         batch_size: int = 256,
         num_workers: int = 0,
         storage_dtype: torch.dtype | None = None,
+        sketch: int = 8192,
         progress: bool = False,
         name: str = "pool",
     ) -> None:
@@ -113,6 +121,9 @@ class GradientSource:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.storage_dtype = storage_dtype
+        self.sketch = whole("sketch", sketch)
+        if self.sketch < 1:
+            raise ValueError(f"`sketch` must be at least 1, got {sketch}.")
         self.progress = progress
         self.name = name
 
@@ -132,6 +143,7 @@ class GradientSource:
         indices: Tensor | None = None,
         size: int | None = None,
         expect: Callable[[int], None] | None = None,
+        seed: int = 0,
     ) -> PoolGradients:
         """The gradients of the pool for `model` as it stands; one pass.
 
@@ -144,6 +156,7 @@ class GradientSource:
             indices: (m,) int64, the samples to read, of a pool that is a dataset; all by default.
             size: how many samples must come, where that is known.
             expect: see `last_layer_gradients`.
+            seed: of sketches; gradients that are to be compared need the same.
 
         Raises:
             ValueError: gradients that are not finite, a loader that shuffles; head or loss do not
@@ -161,17 +174,18 @@ class GradientSource:
                 target=self.target,
                 size=size,
                 storage_dtype=self.storage_dtype,
+                sketch=Sketch(self.sketch, seed),
                 name=self.name,
                 expect=expect,
             )
         if not gradients.is_finite():
             raise ValueError(
                 f"`{self.name}` must give finite gradients, got NaN or infinity in "
-                f"{gradients.stored}. The model has diverged, a sample is broken, or features "
-                "exceed the range of the dtype: check the learning rate, the data and "
-                "storage_dtype=."
+                f"{getattr(gradients, 'stored', gradients.dtype)}. The model has diverged, a "
+                "sample is broken, or features exceed the range of the dtype: check the learning "
+                "rate, the data and storage_dtype=."
             )
-        if weight is None:
+        if weight is None or not isinstance(gradients, FactoredGradients):
             return PoolGradients(gradients, targets, None)
         features = gradients.blocks[0][1]
         return PoolGradients(gradients, targets, LastLayer(features, weight, targets, criterion))

@@ -1,4 +1,4 @@
-"""Torch's own losses, whose divisor is known: one evaluation tells losses and value."""
+"""Losses whose divisor is known, torch's own above all: one evaluation tells losses and value."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptive_subset.gradients.loss_batch import Criterion
+from adaptive_subset.gradients.position_losses import PixelLoss, TokenLoss
 
 #: Those that compare number with number; their mean divides by how many.
 _ELEMENTWISE: set[Any] = {
@@ -42,8 +43,8 @@ def torch_losses(
         args, kwargs: what it is called with.
 
     Returns:
-        None where `criterion` is none of torch's own, or is called in an unusual way. The divisor
-        is None where it returns the losses themselves.
+        None where `criterion` is none of torch's own and of ours, or is called in an unusual way.
+        The divisor is None where it returns the losses themselves.
 
     Raises:
         ValueError: outputs and targets of elementwise losses that would broadcast.
@@ -53,6 +54,8 @@ def torch_losses(
     if isinstance(criterion, nn.Module):
         kind: Any = type(criterion)
         changed = criterion._forward_hooks or criterion._forward_pre_hooks
+        if kind in (TokenLoss, PixelLoss) and not changed and "forward" not in vars(criterion):
+            return criterion.terms(*args)  # type: ignore[operator,no-any-return]
         if kind not in _KNOWN or changed or "forward" in vars(criterion):
             return None
         option: Callable[..., Any] = functools.partial(getattr, criterion)

@@ -36,6 +36,10 @@ class SpreadCandidates(Candidates):
         return self.share.part.gradients.device
 
     @property
+    def is_estimate(self) -> bool:
+        return self.share.part.gradients.is_estimate
+
+    @property
     def has_validation(self) -> bool:
         return self.validation_share is not None
 

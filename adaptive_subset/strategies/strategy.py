@@ -52,7 +52,6 @@ class Candidates:
             that of one last layer.
 
     `derived` keeps what follows from them and is costly, for a search that chooses several times.
-
     Where ranks select together, each holds a part of them, see `SpreadCandidates`.
     """
 
@@ -69,6 +68,11 @@ class Candidates:
     def device(self) -> torch.device:
         """Where their gradients are."""
         return torch.device("cpu") if self.gradients is None else self.gradients.device
+
+    @property
+    def is_estimate(self) -> bool:
+        """Whether their gradients are sketches."""
+        return self.gradients is not None and self.gradients.is_estimate
 
     @property
     def atoms(self) -> Gradients:
@@ -100,8 +104,8 @@ class Candidates:
         if layer is None:
             raise ValueError(
                 "`model` must return the output of its one last layer as it is, to tell what a "
-                "step of that layer does; got a model that changes it, or has several. Use another "
-                "strategy."
+                "step of that layer does; got a model that changes it, has several, or applies it "
+                "at many positions. Use another strategy."
             )
         return layer.gradient_after(step) * (1.0 if validation is None else validation.scale)
 
@@ -213,8 +217,7 @@ class Choice:
 class Strategy(ABC):
     """Base of all strategies; a frozen dataclass with a `select` is the usual form.
 
-    What it is for, how often it wants to choose and what it needs is said here, once; samplers,
-    flags and examples read it.
+    What it is for and what it needs is said here, once; samplers, flags and examples read it.
 
     Attributes:
         every: R, the epochs from one selection to the next that suit it.
@@ -256,10 +259,7 @@ class Strategy(ABC):
         """
 
     def check_memory(self, n: int, dim: int, budget: int) -> None:  # noqa: B027
-        """Raise a ValueError where choosing `budget` of n gradients of length `dim` cannot fit.
-
-        Asked early in the pass, so that nobody waits for the rest of it in vain.
-        """
+        """Raise a ValueError where choosing `budget` of n gradients of length `dim` cannot fit."""
 
     def choose(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """`select`, with its choice checked.

@@ -1,0 +1,98 @@
+"""What a pass keeps of each batch: the factors of its gradients, or gradients added up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from adaptive_subset.gradients.dense import DenseGradients
+from adaptive_subset.gradients.factored import FactoredGradients
+from adaptive_subset.gradients.sketch import Sketch, SketchedGradients, TensorSketch, sketch_of
+from adaptive_subset.gradients.storage import Rows
+
+
+class Factors:
+    """δ (n, C) and h (n, p) of heads that run at one position of a sample.
+
+    Args:
+        features, deltas: of a first batch, for their widths.
+        biases: whether each head has one, whose feature is a constant 1 beside the others.
+        size: n, where it is known.
+        dtype: what they are kept in.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        biases: Sequence[bool],
+        size: int | None,
+        dtype: torch.dtype,
+    ) -> None:
+        heads = zip(deltas, features, biases, strict=True)
+        self.dim = sum(delta.shape[1] * (h.shape[1] + bias) for delta, h, bias in heads)
+        self._blocks = [(Rows(size, dtype), Rows(size, dtype, ones=bias)) for bias in biases]
+
+    def append(self, features: Sequence[Tensor], deltas: Sequence[Tensor]) -> None:
+        """Add those of a batch."""
+        for (d_rows, h_rows), delta, h in zip(self._blocks, deltas, features, strict=True):
+            if delta.ndim > 2:
+                raise ValueError(
+                    "`head` must run at as many positions in all batches as in the first, or at "
+                    f"several, got one there and {delta.shape[1]} here. Pad the first batch to "
+                    "more than one position."
+                )
+            d_rows.append(delta)
+            h_rows.append(h)
+
+    def join(self) -> FactoredGradients:
+        return FactoredGradients([(d.join(), h.join()) for d, h in self._blocks])
+
+
+class Sums:
+    """``Σ_t δ_t ⊗ h_t`` of heads that run at T positions of a sample: as they are, or sketched.
+
+    Args:
+        features, deltas: of a first batch, (n, T, p) and (n, T, C), or (n, p) and (n, C).
+        biases: see `Factors`.
+        size: n, where it is known.
+        sketch: gradients of a head that are longer are sketched to its size.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        biases: Sequence[bool],
+        size: int | None,
+        sketch: Sketch,
+    ) -> None:
+        self._biases = biases
+        self._maps: list[TensorSketch | None] = []
+        self.dim = 0
+        for head, (delta, h, bias) in enumerate(zip(deltas, features, biases, strict=True)):
+            rows, columns = delta.shape[-1], h.shape[-1] + bias
+            fits = rows * columns <= sketch.size
+            self._maps.append(None if fits else sketch_of(sketch, head, rows, columns, delta))
+            self.dim += rows * columns if fits else sketch.size
+        self._rows = Rows(size)
+
+    def append(self, features: Sequence[Tensor], deltas: Sequence[Tensor]) -> None:
+        """Add those of a batch."""
+        parts = []
+        heads = zip(self._maps, deltas, features, self._biases, strict=True)
+        for reduce, delta, h, bias in heads:
+            if delta.ndim == 2:
+                delta, h = delta[:, None], h[:, None]
+            h = h.to(delta.dtype)
+            if bias:
+                h = torch.cat([h, h.new_ones(*h.shape[:-1], 1)], -1)
+            parts.append(delta.mT.bmm(h).flatten(1) if reduce is None else reduce(delta, h))
+        self._rows.append(torch.cat(parts, 1))
+
+    def join(self) -> DenseGradients:
+        matrix = self._rows.join()
+        exact = all(reduce is None for reduce in self._maps)
+        return DenseGradients(matrix) if exact else SketchedGradients(matrix)

@@ -1,0 +1,154 @@
+"""Cross-entropies of samples that have a label at each position: tokens and pixels."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Reduction = Literal["mean", "sum", "mean-per-sample", "none"]
+
+
+class _PositionLoss(nn.Module):
+    """Positions whose label is `ignore_index` do not count, as if they were not there.
+
+    Args:
+        reduction: "mean" divides by the labels that count in the batch, so that a long sample
+            counts for more than a short one; "mean-per-sample" divides each sample by its own and
+            by their number; "sum" not at all; "none" gives the losses (n, T).
+        ignore_index: the label of padding.
+        label_smoothing: in [0, 1], see `torch.nn.CrossEntropyLoss`.
+        weight: (C,) of the classes in the losses; a mean still divides by the number of labels.
+    """
+
+    def __init__(
+        self,
+        reduction: Reduction = "mean",
+        *,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        weight: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if reduction not in get_args(Reduction):
+            known = ", ".join(f'"{word}"' for word in get_args(Reduction))
+            raise ValueError(f"`reduction` must be one of {known}, got {reduction!r}.")
+        self.reduction: str = reduction
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.register_buffer("weight", weight)
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """The loss of logits and labels."""
+        each, divisor = self.terms(output, target)
+        return each if divisor is None else each.sum() / divisor
+
+    def terms(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int | None]:
+        """The losses, (n, T) or (n,), and what their sum is divided by; None for "none"."""
+        logits, labels = self._lined_up(output, target)
+        weight = self.weight
+        assert weight is None or isinstance(weight, Tensor)
+        each = F.cross_entropy(
+            logits.flatten(2),
+            labels.flatten(1),
+            None if weight is None else weight.to(logits),
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            reduction="none",
+        )
+        counted = (labels.flatten(1) != self.ignore_index).sum(1)
+        if self.reduction == "mean-per-sample":
+            return each.sum(1) / counted.clamp(min=1), len(each)
+        if self.reduction == "none":
+            return each, None
+        return each, 1 if self.reduction == "sum" else counted.sum().clamp(min=1)
+
+    def count(self, target: Tensor) -> Tensor:
+        """How many labels count."""
+        return (self._labels(target) != self.ignore_index).sum()
+
+    def _labels(self, target: Tensor) -> Tensor:
+        return target
+
+    def _lined_up(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (n, C, …) and labels (n, …)."""
+        raise NotImplementedError
+
+
+class TokenLoss(_PositionLoss):
+    """The cross-entropy of tokens: of logits (n, T, C) and labels (n, T), −100 for padding.
+
+    Args:
+        reduction: "mean" is per token, as Hugging Face's models have it; see there.
+        shift: for causal models, whose logits at a position are for the label of the next one.
+        options: ignore_index, label_smoothing, weight; see `torch.nn.CrossEntropyLoss`.
+
+    Raises:
+        ValueError: outputs or labels of other shapes.
+
+    Example:
+        >>> import torch
+        >>> logits, labels = torch.zeros(1, 3, 2), torch.tensor([[1, 0, -100]])
+        >>> TokenLoss(shift=True)(logits, labels)
+        tensor(0.6931)
+    """
+
+    def __init__(
+        self,
+        reduction: Reduction = "mean",
+        *,
+        shift: bool = False,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        weight: Tensor | None = None,
+    ) -> None:
+        super().__init__(
+            reduction, ignore_index=ignore_index, label_smoothing=label_smoothing, weight=weight
+        )
+        self.shift = shift
+
+    def _labels(self, target: Tensor) -> Tensor:
+        return target[:, 1:] if self.shift else target
+
+    def _lined_up(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        if output.ndim != 3 or target.shape != output.shape[:2]:
+            raise _shapes("(n, T, C)", "(n, T)", output, target)
+        logits = output[:, :-1] if self.shift else output
+        return logits.mT, self._labels(target)
+
+
+class PixelLoss(_PositionLoss):
+    """The cross-entropy of pixels: of logits (n, C, h, w) and labels (n, H, W), −100 for no label.
+
+    Logits of another size are brought to that of the labels, by bilinear interpolation, as
+    segmentation models do that predict at a lower resolution.
+
+    Args:
+        reduction: "mean" is per pixel.
+        options: ignore_index, label_smoothing, weight; see `torch.nn.CrossEntropyLoss`.
+
+    Raises:
+        ValueError: outputs or labels of other shapes.
+
+    Example:
+        >>> import torch
+        >>> PixelLoss()(torch.zeros(1, 2, 1, 1), torch.ones(1, 4, 4, dtype=torch.int64))
+        tensor(0.6931)
+    """
+
+    def _lined_up(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        if output.ndim != 4 or target.ndim != 3 or len(target) != len(output):
+            raise _shapes("(n, C, h, w)", "(n, H, W)", output, target)
+        size = target.shape[1:]
+        if output.shape[2:] != size:
+            output = F.interpolate(output, size, mode="bilinear", align_corners=False)
+        return output, target
+
+
+def _shapes(outputs: str, labels: str, output: Tensor, target: Tensor) -> ValueError:
+    return ValueError(
+        f"`output` and `target` must be logits {outputs} and labels {labels}, got "
+        f"{tuple(output.shape)} and {tuple(target.shape)}. Pass the tensor of logits, such as "
+        "output.logits, and the labels of its positions."
+    )
