@@ -6,7 +6,7 @@
 The folder holds train/CLASS and test/CLASS. Compared are `full` (all the data), `full-short` (all
 the data for as many updates as a subset gets), `fresh-random` and the default, `order-dp`. Each
 takes the learning rate that is best with a seed of its own, then is run with the others. What is in
---output already is not run again. Flags behind a ``--`` go to train.py as they are.
+--output already is not run again. Other flags go to train.py as they are.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--lr", type=float, nargs="+", default=(0.02, 0.05, 0.1, 0.2))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("more", nargs="*", help="flags of train.py, behind a --")
-    args = parser.parse_args()
+    args, more = parser.parse_known_args()
+    args.more = more
     rows = []
     for method in args.methods:
         lr = args.lr[0]

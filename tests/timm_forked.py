@@ -58,9 +58,9 @@ def run(
         time.sleep(0.1)
     codes = [rank.exitcode for rank in ranks]
     reports = []
-    for rank in range(processes):
+    for number in range(processes):
         with suppress(FileNotFoundError):
-            reports.append(json.loads(Path(f"{log}-{rank}.json").read_text()))
+            reports.append(json.loads(Path(f"{log}-{number}.json").read_text()))
     return codes, reports
 
 

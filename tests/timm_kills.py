@@ -52,7 +52,7 @@ def difference(whole: Path, killed: Path, epoch: int) -> str:
     """Of two runs' last checkpoints and subsets."""
     compared, differing = 0, []
     for name, keys in (
-        (f"checkpoint-{epoch}.pth.tar", ("state_dict", "optimizer", "epoch")),
+        ("last.pth.tar", ("state_dict", "optimizer", "epoch")),
         (f"subset-{epoch}.pth", ("sampler",)),
     ):
         one, other = (torch.load(run_ / name, weights_only=False) for run_ in (whole, killed))
