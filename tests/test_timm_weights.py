@@ -200,7 +200,7 @@ def test_a_task_may_call_its_student_either_way(name):
 
     own, images, labels = Task(), torch.randn(3, 2), torch.tensor([0, 1, 2])
     target = WeightedTarget(labels, torch.tensor([0.5, 1.0, 2.0]))
-    each = [task(images[i : i + 1], labels[i : i + 1])["loss"] for i in range(3)]
+    each = [own(images[i : i + 1], labels[i : i + 1])["loss"] for i in range(3)]
     expected = (0.5 * each[0] + each[1] + 2.0 * each[2]) / 3
     torch.testing.assert_close(
         timm_objective.WeightedDistillation(own)(images, target)["loss"], expected
