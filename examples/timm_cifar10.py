@@ -81,7 +81,7 @@ def best_lr(method: str, held_out: Path, args: argparse.Namespace) -> float:
     top1 = {
         lr: run(method, lr, CHOICE_SEED, held_out, "validation", args)["top1"] for lr in args.lr
     }
-    return max(top1, key=top1.__getitem__)
+    return float(max(top1, key=top1.__getitem__))
 
 
 def main() -> None:
@@ -95,7 +95,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--lr", type=float, nargs="+", default=(0.02, 0.05, 0.1, 0.2))
     parser.add_argument("--seeds", type=int, default=3)
-    args, args.more = parser.parse_known_args()
+    args, more = parser.parse_known_args()
+    args.more = more
     hold_out(args.data, held_out := args.output / "held_out")
     rows = []
     for method in args.methods:
