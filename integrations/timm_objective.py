@@ -103,7 +103,8 @@ class WeightedDistillation:
         self._loss = WeightedLoss(_Distillation(task), selector)
 
     def __call__(self, images: Tensor, target: WeightedTarget) -> dict[str, Any]:
-        student, teacher = _Recorded(self._task.trainable_module), _Recorded(self._task.teacher)
+        inner = getattr(self._task, _student_of(self._task))
+        student, teacher = _Recorded(inner), _Recorded(self._task.teacher)
         plain = _with(self._task, student, teacher, nn.Module())
         plain.criterion = _Zero()
         result: dict[str, Any] = plain(images, target.plain())
@@ -131,10 +132,15 @@ class _Distillation(nn.Module):
 def _with(task: Any, student: nn.Module, teacher: nn.Module, criterion: Any) -> Any:
     """A task like `task` with other parts; nothing of it is changed."""
     twin = copy.copy(task)
-    parts = {"trainable_module": student, "teacher": teacher, "criterion": criterion}
+    parts = {_student_of(task): student, "teacher": teacher, "criterion": criterion}
     twin.__dict__["_modules"] = parts
     twin.__dict__.pop("criterion", None)
     return twin
+
+
+def _student_of(task: Any) -> str:
+    """What the task calls the part that is trained; the tasks of 1.0.25 differ in this."""
+    return "trainable_module" if hasattr(task, "trainable_module") else "student"
 
 
 class _Recorded(nn.Module):

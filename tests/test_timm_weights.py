@@ -183,3 +183,25 @@ def test_views_with_a_teacher_are_refused():
     jsd = task.LogitDistillationTask(Student(), Student(), JsdCrossEntropy(3), verbose=False)
     with pytest.raises(ValueError, match="--jsd-loss cannot go with --kd-model-name"):
         timm_objective.WeightedDistillation(jsd)
+
+
+@pytest.mark.parametrize("name", ["student", "trainable_module"])
+def test_a_task_may_call_its_student_either_way(name):
+    class Task(nn.Module):
+        def __init__(self):
+            super().__init__()
+            setattr(self, name, nn.Linear(2, 3))
+            self.teacher, self.criterion = nn.Linear(2, 3), nn.CrossEntropyLoss()
+
+        def forward(self, images, target):
+            output = getattr(self, name)(images)
+            loss = self.criterion(output, target) + (output - self.teacher(images)).square().mean()
+            return {"loss": loss, "output": output}
+
+    own, images, labels = Task(), torch.randn(3, 2), torch.tensor([0, 1, 2])
+    target = WeightedTarget(labels, torch.tensor([0.5, 1.0, 2.0]))
+    each = [own(images[i : i + 1], labels[i : i + 1])["loss"] for i in range(3)]
+    expected = (0.5 * each[0] + each[1] + 2.0 * each[2]) / 3
+    torch.testing.assert_close(
+        timm_objective.WeightedDistillation(own)(images, target)["loss"], expected
+    )
