@@ -1,7 +1,8 @@
 # Everything needs only python3 (3.10 or newer, with venv and pip), gcc and make.
-#   make demo    train on digits: all the data against subsets of 10 %
+#   make demo    train on digits, a fifth of them with wrong labels: all against 10 %
 #   make test    lint, type-check and run the tests, on all cores
 #   make test-fast    the same without the slow tests
+#   make docs    build the documentation into site/, warnings are errors
 # More for the command itself: make demo ARGS="--epochs 50"
 # Another interpreter: make test PYTHON=python3.12 VENV=.venv-3.12
 
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 15
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast lint docs clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/train.py $(ARGS)
@@ -27,6 +28,11 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs
+	$(BIN)/python docs/pictures.py
+	$(BIN)/python docs/render_tutorial.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # A stamp says what is installed; it goes stale when pyproject.toml changes.
 $(VENV)/.made:
 	$(PYTHON) -m venv --clear $(VENV)
@@ -40,6 +46,10 @@ $(VENV)/.test: pyproject.toml $(VENV)/.made
 	$(BIN)/python -m pip install --editable ".[test]"
 	touch $@ $(VENV)/.examples
 
+$(VENV)/.docs: pyproject.toml $(VENV)/.made
+	$(BIN)/python -m pip install --editable ".[docs]"
+	touch $@ $(VENV)/.examples
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

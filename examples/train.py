@@ -242,7 +242,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--device: {str(error).splitlines()[0]}")
     options.methods = list(dict.fromkeys(options.methods))
     options.seeds = list(dict.fromkeys(options.seeds))
-    options.batch_size = options.batch_size or (32 if options.data == "digits" else 128)
+    options.batch_size = options.batch_size or (32 if options.data in data.SMALL else 128)
     options.out = options.out or Path("runs") / Path(options.data).resolve().name
     return options
 

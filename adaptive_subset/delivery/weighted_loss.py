@@ -95,7 +95,7 @@ class WeightedLoss(nn.Module):
             is none, outputs that hold no tensor.
         ValueError: the number of weights is not that of the outputs; see also `per_sample_losses`.
 
-    Example:
+    Examples:
         >>> loss = WeightedLoss(nn.MSELoss())
         >>> target = WeightedTarget(torch.zeros(2), torch.tensor([0.5, 1.5]))
         >>> loss(torch.tensor([2.0, 1.0]), target)

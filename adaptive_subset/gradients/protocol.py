@@ -53,7 +53,8 @@ class Gradients(Protocol):
 
     @property
     @abstractmethod
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Where they are held."""
 
     @property
     @abstractmethod

@@ -54,7 +54,7 @@ class CRAIG(Strategy):
         memory: GiB for the distances of one problem, n² numbers; where that is not enough they are
             computed each time that they are needed, and little more than the gradients is held.
 
-    Example:
+    Examples:
         >>> CRAIG(epsilon=0.1)
         CRAIG(scope='per-class', shares='proportional', epsilon=0.1, memory=2.0)
     """

@@ -109,7 +109,7 @@ class GradMatch(_Matching):
             labels (regression, soft labels) are always matched globally.
         shares: "proportional" gives each class a part of the budget by its size, "equal" the same.
 
-    Example:
+    Examples:
         >>> GradMatch(scope="global").scope
         'global'
     """
