@@ -10,12 +10,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+DEMO = --data digits-noisy --methods full full-short fresh-random borderline \
+	--epochs 30 --lr 0.05 --seeds 0 1
 PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 15
 
 .PHONY: demo test test-fast lint docs clean
 
 demo: $(VENV)/.examples
-	$(BIN)/python examples/train.py $(ARGS)
+	$(BIN)/python examples/train.py $(DEMO) $(ARGS)
 
 test: lint
 	$(PYTEST) $(ARGS)
@@ -29,8 +31,6 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 docs: $(VENV)/.docs
-	$(BIN)/python docs/pictures.py
-	$(BIN)/python docs/render_tutorial.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # A stamp says what is installed; it goes stale when pyproject.toml changes.

@@ -121,7 +121,13 @@ class WeightedLoss(nn.Module):
     # As torch.compiler.disable, which would load the whole compiler at import.
     @_disable_dynamo
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The weighted loss of a batch; takes what `criterion` takes, targets with weights (n,)."""
+        """The weighted loss of a batch; takes what `criterion` takes, targets with weights (n,).
+
+        Raises:
+            RuntimeError: the targets have lost their weights.
+            TypeError: the output is, or holds, something else than tensors.
+            ValueError: outputs and weights differ in rows, or targets are those of other samples.
+        """
         args, kwargs = self._by_position(args, kwargs)
         leaves: list[Any] = list(args)
         structure = None  # of arguments that are not all tensors

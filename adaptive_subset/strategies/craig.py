@@ -121,7 +121,7 @@ class CRAIGPB(Strategy):
             raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
-        """See `Strategy.select`; `budget` is a multiple of the batch size."""
+        """See `Strategy.select`; `budget` is a multiple of B. Raises where there is validation."""
         generator = seeded(seed, epoch, Purpose.SELECTION)
         if candidates.has_validation:
             raise ValueError(
