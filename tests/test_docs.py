@@ -193,10 +193,10 @@ def test_the_plain_loop_resumes() -> None:
     start = next(iter(page))
     loop = next(code for code in page if "checkpoint" in code)
     whole, parts = surroundings(), surroundings()
-    exec(start, whole), exec(loop, whole)
+    exec(start + loop, whole)
     for epochs in (1, 2):
         again = surroundings() | {"epochs": epochs, "checkpoint": parts["checkpoint"]}
-        exec(start, again), exec(loop, again)
+        exec(start + loop, again)
         parts = again
     assert torch.equal(whole["model"].weight, parts["model"].weight)
 
