@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Threads only get in one another's way in a network as small as this one.
 DEMO = --data digits-noisy --methods full full-short fresh-random borderline \
 	--epochs 30 --lr 0.05 --seeds 0 1
 PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 15
@@ -17,7 +18,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --duration
 .PHONY: demo test test-fast lint docs clean
 
 demo: $(VENV)/.examples
-	$(BIN)/python examples/train.py $(DEMO) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python examples/train.py $(DEMO) $(ARGS)
 
 test: lint
 	$(PYTEST) $(ARGS)
