@@ -41,7 +41,7 @@ class EnergyMeter:
     Raises:
         EnergyError: no counter can be read; it says which file or library was missing.
 
-    Example:
+    Examples:
         >>> meter = EnergyMeter()  # doctest: +SKIP
         >>> with meter.phase("selection"):  # doctest: +SKIP
         ...     sampler.maybe_reselect(model, epoch)

@@ -52,7 +52,7 @@ def select_in_batch(
         ValueError: a budget that is not in range, or a strategy that takes none or needs more than
             one batch can tell; see also `GradientSource.read`.
 
-    Example:
+    Examples:
         >>> from adaptive_subset import PerEpoch
         >>> from adaptive_subset.strategies import draws
         >>> model, criterion = nn.Linear(1, 1, bias=False), nn.MSELoss()

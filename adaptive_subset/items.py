@@ -17,7 +17,7 @@ def split_batch(
     The fields of a tuple are positional arguments of the model, those of a mapping or of an object
     keyword arguments. `target` is as in `TaggedDataset`.
 
-    Example:
+    Examples:
         >>> split_batch({"pixels": 1, "label": 2})
         ((), {'pixels': 1}, 2)
     """

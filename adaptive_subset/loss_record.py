@@ -40,7 +40,7 @@ class LossRecord:
         n: number of samples.
         memory: what else is kept of a sample, None for nothing.
 
-    Example:
+    Examples:
         >>> record = LossRecord(3)
         >>> record.note(torch.tensor([2, -1]), torch.tensor([0.5, 9.0]))
         >>> record.values

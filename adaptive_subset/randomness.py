@@ -39,7 +39,7 @@ def shard(n: int, size: int, epoch: int, seed: int) -> Tensor:
     epoch, the samples of that epoch wait in the next pass, so that none comes twice in it. Returns
     (size,) int64, distinct.
 
-    Example:
+    Examples:
         >>> seen = torch.cat([shard(10, 4, epoch, seed=0) for epoch in range(5)])
         >>> torch.bincount(seen).tolist()
         [2, 2, 2, 2, 2, 2, 2, 2, 2, 2]

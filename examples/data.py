@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn")
+NAMES = ("digits", "digits-noisy", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn")
+SMALL = ("digits", "digits-noisy")
 EXTRA = "install the extra: pip install 'adaptive-subset[examples]'"
 
 Split = tuple[Tensor, Tensor]  # uint8 images (n, channels, height, width), int64 labels (n,)
@@ -94,6 +95,8 @@ def load(source: str) -> Data:
 def _read(source: str) -> tuple[Split, Split]:
     if source == "digits":
         return _digits()
+    if source == "digits-noisy":
+        return _with_wrong_labels(*_digits(), share=0.2)
     if source in NAMES:
         return _torchvision(source)
     folder = Path(source).expanduser()
@@ -116,6 +119,18 @@ def _digits() -> tuple[Split, Split]:
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     test, train = order[: len(labels) // 5], order[len(labels) // 5 :]
     return (images[train], labels[train]), (images[test], labels[test])
+
+
+def _with_wrong_labels(train: Split, test: Split, share: float) -> tuple[Split, Split]:
+    """The same with a share of the training labels replaced by another class, always the same."""
+    images, labels = train
+    generator = torch.Generator().manual_seed(1)
+    classes = int(labels.max()) + 1
+    wrong = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
+    shift = torch.randint(1, classes, (len(wrong),), generator=generator)
+    labels = labels.clone()
+    labels[wrong] = (labels[wrong] + shift) % classes
+    return (images, labels), test
 
 
 def _torchvision(name: str) -> tuple[Split, Split]:

@@ -130,6 +130,15 @@ def test_grey_image_folder_has_three_equal_channels(data: ModuleType, tmp_path: 
     assert data.load(str(tmp_path)).shape == (3, 5, 7)
 
 
+def test_a_fifth_of_the_noisy_digits_has_a_wrong_label(data: ModuleType) -> None:
+    digits, noisy = data.load("digits"), data.load("digits-noisy")
+    assert torch.equal(noisy.train.images, digits.train.images)
+    assert noisy.test.labels == digits.test.labels
+    wrong = sum(a != b for a, b in zip(noisy.train.labels, digits.train.labels, strict=True))
+    assert wrong == round(0.2 * len(digits.train))
+    assert noisy.train.labels == data.load("digits-noisy").train.labels
+
+
 def test_augmentation_shifts_by_at_most_four_pixels_and_mirrors(data: ModuleType) -> None:
     image = torch.arange(1.0, 37.0).view(1, 1, 6, 6)
     images = data.Images(image, torch.tensor([0]), augment=True)
@@ -156,7 +165,7 @@ def assert_error(data: ModuleType, source: Path | str, *words: str) -> None:
 
 
 def test_an_unknown_name_lists_the_names(data: ModuleType, tmp_path: Path) -> None:
-    assert_error(data, "digitz", "digitz", "digits, mnist, fashion-mnist, cifar10")
+    assert_error(data, "digitz", "digitz", "digits, digits-noisy, mnist, fashion-mnist, cifar10")
     assert_error(data, tmp_path, str(tmp_path), "train/", "train-images-idx3-ubyte")
 
 

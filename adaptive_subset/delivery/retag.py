@@ -36,7 +36,7 @@ def retag(collate_fn: Callable[[list[Any]], Any], target: int | str | None = Non
         ValueError: on a call, where targets are changed, so that their samples are not known.
         TypeError: on a call, where no target is found in the batch.
 
-    Example:
+    Examples:
         >>> collate = retag(lambda samples: {"labels": torch.tensor([y for _, y in samples])})
         >>> collate([("a", WeightedTarget(torch.tensor(3), 0.5))])["labels"].weights
         tensor([0.5000])

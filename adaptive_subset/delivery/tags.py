@@ -35,7 +35,7 @@ from adaptive_subset.delivery.rows import (
 class TaggedIndex(int):
     """An index with the weight of its sample; an ordinary int to everyone else.
 
-    Example:
+    Examples:
         >>> index = TaggedIndex(7, 0.5)
         >>> index + 1, index.weight
         (8, 0.5)
@@ -99,7 +99,7 @@ class WeightedTarget(Tensor):
     def of_label(label: int, weight: float, index: int) -> WeightedTarget:
         """The target of a single sample: `WeightedTarget`, which every sample is made by, quicker.
 
-        Example:
+        Examples:
             >>> WeightedTarget.of_label(3, 0.5, 7).tags
             (0.5, 7)
         """
@@ -122,7 +122,7 @@ class WeightedTarget(Tensor):
         Raises:
             ValueError: another number of rows.
 
-        Example:
+        Examples:
             >>> y = WeightedTarget(torch.tensor([2, 0]), torch.tensor([0.5, 1.5]))
             >>> WeightedTarget.like(torch.rand(2, 3), y).weights
             tensor([0.5000, 1.5000])

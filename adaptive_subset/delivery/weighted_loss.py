@@ -95,7 +95,7 @@ class WeightedLoss(nn.Module):
             is none, outputs that hold no tensor.
         ValueError: the number of weights is not that of the outputs; see also `per_sample_losses`.
 
-    Example:
+    Examples:
         >>> loss = WeightedLoss(nn.MSELoss())
         >>> target = WeightedTarget(torch.zeros(2), torch.tensor([0.5, 1.5]))
         >>> loss(torch.tensor([2.0, 1.0]), target)
@@ -121,7 +121,13 @@ class WeightedLoss(nn.Module):
     # As torch.compiler.disable, which would load the whole compiler at import.
     @_disable_dynamo
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The weighted loss of a batch; takes what `criterion` takes, targets with weights (n,)."""
+        """The weighted loss of a batch; takes what `criterion` takes, targets with weights (n,).
+
+        Raises:
+            RuntimeError: the targets have lost their weights.
+            TypeError: the output is, or holds, something else than tensors.
+            ValueError: outputs and weights differ in rows, or targets are those of other samples.
+        """
         args, kwargs = self._by_position(args, kwargs)
         leaves: list[Any] = list(args)
         structure = None  # of arguments that are not all tensors

@@ -16,7 +16,7 @@ class DenseGradients(Gradients):
     Args:
         matrix: (n, d), floating; half precision is held in float32.
 
-    Example:
+    Examples:
         >>> DenseGradients(torch.tensor([[3.0, 4.0], [0.0, 2.0]])).squared_norms()
         tensor([25.,  4.])
     """

@@ -24,7 +24,7 @@ class FactoredGradients(Gradients):
         blocks: one pair (δ, h) a head: δ of shape (n, C), h of shape (n, p), the same floating
             dtype and device. Most models have one head.
 
-    Example:
+    Examples:
         >>> delta, features = torch.tensor([[1.0, -1.0]]), torch.tensor([[2.0, 3.0]])
         >>> FactoredGradients([(delta, features)]).dense(0)
         tensor([ 2.,  3., -2., -3.])

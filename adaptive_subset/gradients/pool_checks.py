@@ -25,7 +25,7 @@ def is_map_style(data: Any) -> bool:
     That is what a DataLoader asks for too: lists of samples and Hugging Face datasets are some,
     loaders, streams and mappings are none.
 
-    Example:
+    Examples:
         >>> is_map_style([([0.0, 1.0], 0)]), is_map_style(iter([]))
         (True, False)
     """

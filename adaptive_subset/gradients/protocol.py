@@ -56,7 +56,8 @@ class Gradients(Protocol):
 
     @property
     @abstractmethod
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Where they are held."""
 
     @property
     @abstractmethod
@@ -151,7 +152,7 @@ class Gradients(Protocol):
         raise self._not_by_rows()
 
     def with_rows(self, rows: list[Tensor]) -> Gradients:
-        """The same kind of gradients, made of other rows than those of `rows()`."""
+        """The same kind of gradients, made of other rows than those of `rows()`; raises as it."""
         raise self._not_by_rows()
 
     def _not_by_rows(self) -> ValueError:

@@ -55,7 +55,7 @@ class CRAIG(Strategy):
         memory: GiB for the distances of one problem, n² numbers; where that is not enough they are
             computed each time that they are needed, and little more than the gradients is held.
 
-    Example:
+    Examples:
         >>> CRAIG(epsilon=0.1)
         CRAIG(scope='per-class', shares='proportional', epsilon=0.1, memory=2.0)
     """
@@ -123,7 +123,7 @@ class CRAIGPB(Strategy):
             raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
-        """See `Strategy.select`; `budget` is a multiple of the batch size."""
+        """See `Strategy.select`; `budget` is a multiple of B. Raises where there is validation."""
         generator = seeded(seed, epoch, Purpose.SELECTION)
         if candidates.has_validation:
             raise ValueError(

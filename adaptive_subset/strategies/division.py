@@ -162,7 +162,7 @@ def shared(sizes: list[int], budget: int, shares: Shares) -> list[int]:
 def equal_shares(sizes: list[int], budget: int) -> list[int]:
     """Share `budget` equally; what is too much for a small class goes to the others.
 
-    Example:
+    Examples:
         >>> equal_shares([70, 25, 5], 30)
         [13, 12, 5]
     """
@@ -177,7 +177,7 @@ def equal_shares(sizes: list[int], budget: int) -> list[int]:
 def proportional_shares(sizes: list[int], budget: int) -> list[int]:
     """Share `budget` in proportion to `sizes` by largest remainders, at least one each if it can.
 
-    Example:
+    Examples:
         >>> proportional_shares([70, 25, 5], 10)
         [7, 2, 1]
     """

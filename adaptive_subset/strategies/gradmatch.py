@@ -150,7 +150,7 @@ class GradMatch(_Matching):
             labels (regression, soft labels) are always matched globally.
         shares: "proportional" gives each class a part of the budget by its size, "equal" the same.
 
-    Example:
+    Examples:
         >>> GradMatch(scope="global").scope
         'global'
     """
@@ -163,7 +163,7 @@ class GradMatch(_Matching):
         check_scope(self.scope, self.shares)
 
     def check_memory(self, n: int, dim: int, budget: int) -> None:
-        """See `Strategy.check_memory`; of one problem for all, which holds the most."""
+        """See `Strategy.check_memory`; raises for one problem for all, which holds the most."""
         need, have = 8 * min(n * budget, 2 * dim**2 + budget * dim), machine_memory()
         if self.scope == "global" and need > have:
             raise ValueError(

@@ -88,7 +88,7 @@ class PerEpoch(Combination):
         TypeError: a part that is none, such as a class in place of an instance.
         ValueError: a size that needs a budget, with a draw that takes none.
 
-    Example:
+    Examples:
         >>> from adaptive_subset.strategies import draws, scores, sizes
         >>> strategy = PerEpoch(
         ...     scores.MovingAverage(0.7), draws.LargestOfPool(0.6), sizes.FullAtEnd(epochs=30)

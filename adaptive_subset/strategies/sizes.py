@@ -51,7 +51,7 @@ class Falling(Size):
     Args:
         epochs: T, epochs of the whole run.
 
-    Example:
+    Examples:
         >>> [Falling(epochs=4).at(100, 40, epoch) for epoch in range(4)]
         [100, 39, 15, 6]
     """
@@ -97,7 +97,7 @@ class FullAtEnd(Size):
         full: the share of the epochs, at the end, in [0, 1]: those from ``(1 − full)·T`` on.
         fraction: in (0, 1], the share of the samples that they take.
 
-    Example:
+    Examples:
         >>> [FullAtEnd(epochs=8).at(100, 40, epoch) for epoch in (0, 6, 7)]
         [40, 40, 100]
     """

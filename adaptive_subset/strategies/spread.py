@@ -163,7 +163,7 @@ class SpreadCandidates(Candidates):
 def fair_owners(costs: list[int], ranks: int) -> list[int]:
     """The rank that solves each problem: the dearest first, always to the one with least to do.
 
-    Example:
+    Examples:
         >>> fair_owners([4, 9, 1, 4, 1], 2)
         [1, 0, 1, 1, 0]
     """

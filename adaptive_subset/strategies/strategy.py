@@ -76,7 +76,7 @@ class Candidates:
 
     @property
     def atoms(self) -> Gradients:
-        """The gradients, for a strategy that said that it needs them."""
+        """The gradients, for a strategy that said that it needs them; raises for others."""
         if self.gradients is None:
             raise ValueError("`candidates` must hold gradients: set needs_gradients = True.")
         return self.gradients

@@ -14,7 +14,7 @@ def group_edges(ordered: Tensor, groups: int) -> list[int]:
     Lloyd's iteration from the middles of as many quantiles, so that nothing about it is random. It
     ends in a local optimum, as k-means does; fewer distinct numbers than `groups` give fewer.
 
-    Example:
+    Examples:
         >>> group_edges(torch.tensor([0.0, 0.1, 0.2, 5.0, 5.1, 9.0]).double(), groups=3)
         [0, 3, 5, 6]
     """
