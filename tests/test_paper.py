@@ -130,7 +130,7 @@ def test_presets_select_every_20_epochs_as_the_paper_does() -> None:
         for heat in preset.heats:
             task = preset.tasks[heat.task]
             plan = Plan(task.epochs, heat.fraction, task.batch_size)
-            if name != "ablations" and "extended" not in heat.task:
+            if name not in ("ablations", "cifar10-brief") and "extended" not in heat.task:
                 assert preset.methods["gradmatch-pb-warm"].every(plan) == 20
     plan = Plan(300, 0.05, 128)
     ablated = PRESETS["ablations"].methods
