@@ -36,8 +36,8 @@ Accuracy is that on the test set in %, mean ± standard error over the seeds. Di
 points, of paired seeds, ± their standard error, with the p of a paired t-test. *Equal time* is
 against the short schedule, interpolated between its budgets, that takes as long as the method does
 with all its selections. Times are processor seconds of one thread, of the fastest run, on a machine
-that was busy with other work too: what differs by a few per cent is not told apart. On a GPU they are
-those of its host, of one of six runs that shared an H200.
+that was busy with other work too: what differs by a few per cent is not told apart. On a GPU
+they are those of its host, of one of six runs that shared an H200.
 
 ```sh
 python -m benchmarks.arena --data DIR                                # runs what is missing

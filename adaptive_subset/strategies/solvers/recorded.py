@@ -27,7 +27,8 @@ class Recorded:
 
     def _record(self) -> torch.cuda.CUDAGraph:
         # Not `torch.cuda.graph`, which collects garbage and empties the caller's cache of memory.
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             graph.capture_begin(capture_error_mode="thread_local")
