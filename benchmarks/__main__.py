@@ -8,7 +8,6 @@ benchmarks/results/; what is there is not measured again: delete a file to repea
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -256,12 +255,7 @@ BENCHMARKS = [
 
 
 def main() -> None:
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = measure.command(__doc__, "benchmarks")
     parser.add_argument("--mnist", default="mnist", help="as --data of examples/train.py")
     parser.add_argument("--cifar10", default="cifar10", help="as --data of examples/train.py")
     parser.add_argument("--only", nargs="+", choices=[b.name for b in BENCHMARKS if b.command])

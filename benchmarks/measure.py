@@ -43,6 +43,17 @@ def ratio(numerators: list[float], denominators: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
+def command(doc: str | None, prog: str) -> argparse.ArgumentParser:
+    """Told by a module's docstring: its first line describes, the rest stands below the options."""
+    description, _, details = (doc or "").partition("\n\n")
+    return argparse.ArgumentParser(
+        prog=f"python -m {prog}",
+        description=description,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def parser(description: str | None, out: str) -> argparse.ArgumentParser:
     """With the options that all benchmarks have."""
     made = argparse.ArgumentParser(description=(description or "").partition("\n")[0])

@@ -72,7 +72,7 @@ def check_linear(name: str, module: nn.Module, shape: Sequence[int]) -> None:
         output = torch.func.functional_call(module, drawn, (features,))
     finally:
         hook.remove()
-    rows, width = _with_constant(module, seen), seen.shape[-1]
+    rows, width = seen if module.bias is None else with_constant(seen), seen.shape[-1]
     exact = weights[0].shape[1] == rows.shape[-1] and output.shape[:1] == (_ROWS,)
     if exact:
         expected, found = rows @ weights[0].T, by_position(name, module, output)
@@ -106,10 +106,8 @@ def _is_reparametrised(module: nn.Module) -> bool:
     return kinds not in ({}, {"weight": ["_WeightNorm"]})
 
 
-def _with_constant(module: nn.Module, features: Tensor) -> Tensor:
-    """(n, …, p) as the weight sees them: with a constant 1 for the bias, if there is one."""
-    if module.bias is None:
-        return features
+def with_constant(features: Tensor) -> Tensor:
+    """(n, …, p + 1): as a weight with a bias sees features (n, …, p), with a constant 1 for it."""
     return torch.cat([features, features.new_ones(*features.shape[:-1], 1)], -1)
 
 

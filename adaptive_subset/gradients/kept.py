@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adaptive_subset.gradients.dense import DenseGradients
 from adaptive_subset.gradients.factored import FactoredGradients
+from adaptive_subset.gradients.head_checks import with_constant
 from adaptive_subset.gradients.sketch import Sketch, SketchedGradients, TensorSketch, sketch_of
 from adaptive_subset.gradients.storage import Rows
 
@@ -88,7 +89,7 @@ class Sums:
                 delta, h = delta[:, None], h[:, None]
             h = h.to(delta.dtype)
             if bias:
-                h = torch.cat([h, h.new_ones(*h.shape[:-1], 1)], -1)
+                h = with_constant(h)
             parts.append(delta.mT.bmm(h).flatten(1) if reduce is None else reduce(delta, h))
         self._rows.append(torch.cat(parts, 1))
 

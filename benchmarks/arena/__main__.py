@@ -55,13 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.arena",
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = measure.command(__doc__, "benchmarks.arena")
     add = parser.add_argument
     add("--data", type=Path, default=Path("data"), help="folder with a folder for each set (data)")
     add("--out", type=Path, default=Path("runs/arena"), help="for results and decoded data")

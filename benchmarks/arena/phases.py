@@ -16,7 +16,7 @@ TRAINING, SELECTION = "training", "selection"
 class Phases:
     """Counts what is between two calls of `enter` as the phase that was entered.
 
-    Only where the phase changes is a GPU waited for.
+    Only where the phase changes is a GPU waited for. The end of its ``with`` block enters none.
 
     Args:
         device: that the work is done on.
@@ -32,6 +32,12 @@ class Phases:
         self._phase: str | None = None
         self._start = 0.0, 0.0
         self._measuring = ExitStack()
+
+    def __enter__(self) -> Phases:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.enter(None)
 
     def enter(self, phase: str | None) -> None:
         """From now on count for `phase`, or for none, as in evaluation."""

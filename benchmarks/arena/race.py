@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,9 +36,6 @@ class Runs(Protocol):
     def missing(self) -> list[Cell]:
         """The cells to run next; none when all is done."""
 
-    def settings(self, task: str, method: str, fraction: float) -> Line:
-        """What a run depends on beside its learning rate and seed, as plain values."""
-
 
 @dataclass(frozen=True)
 class Race:
@@ -65,14 +62,9 @@ class Race:
                     return cells
         return []
 
-    def settings(self, task: str, method: str, fraction: float) -> Line:
-        recipe = self.tasks[task]
-        plan = Plan(recipe.epochs, fraction, recipe.batch_size)
-        return {"task": recipe.settings(), "method": self.methods[method].settings(plan)}
-
     def runs(self, task: str, method: str, fraction: float) -> list[Line]:
         """Finished ones, of all learning rates and seeds."""
-        return self.results.of(task, method, fraction, self.settings(task, method, fraction))
+        return finished(self, task, method, fraction)
 
     def entrants(self, task: str, fraction: float) -> list[str]:
         if fraction == 1:
@@ -98,7 +90,7 @@ class Race:
         for method in self.entrants(task, fraction):
             for rate in self._rates(task, method, fraction):
                 cells.append(Cell(task, method, fraction, rate, self.seeds[0]))
-        return self._unfinished(cells)
+        return unfinished(self, cells)
 
     def _rates(self, task: str, method: str, fraction: float) -> list[float]:
         if fraction == 1 and len(self.fractions) > 1:
@@ -114,13 +106,14 @@ class Race:
     def _final(self, task: str, fraction: float) -> list[Cell]:
         finals = self.finals(task, fraction)
         rates = {method: self._contenders(task, method, fraction) for method in finals}
-        return self._unfinished(
+        return unfinished(
+            self,
             [
                 Cell(task, method, fraction, rate, seed)
                 for seed in self.seeds[1:]
                 for method in finals
                 for rate in rates[method]
-            ]
+            ],
         )
 
     def _contenders(self, task: str, method: str, fraction: float) -> list[float]:
@@ -130,12 +123,27 @@ class Race:
         order = sorted(reached, key=lambda rate: (-reached[rate], rate))
         return [rate for rate in order if reached[rate] >= reached[order[0]] - NEAR]
 
-    def _unfinished(self, cells: list[Cell]) -> list[Cell]:
-        def done(cell: Cell) -> bool:
-            settings = self.settings(cell.task, cell.method, cell.fraction)
-            return self.results.find(cell, settings) is not None
 
-        return [cell for cell in cells if not done(cell)]
+def settings(runs: Runs, task: str, method: str, fraction: float) -> Line:
+    """What a run depends on beside its learning rate and seed, as plain values."""
+    recipe = runs.tasks[task]
+    plan = Plan(recipe.epochs, fraction, recipe.batch_size)
+    return {"task": recipe.settings(), "method": runs.methods[method].settings(plan)}
+
+
+def finished(runs: Runs, task: str, method: str, fraction: float) -> list[Line]:
+    """Runs that are made, of all learning rates and seeds."""
+    return runs.results.of(task, method, fraction, settings(runs, task, method, fraction))
+
+
+def unfinished(runs: Runs, cells: Iterable[Cell]) -> list[Cell]:
+    """Those of the cells that are to be made."""
+
+    def done(cell: Cell) -> bool:
+        known = settings(runs, cell.task, cell.method, cell.fraction)
+        return runs.results.find(cell, known) is not None
+
+    return [cell for cell in cells if not done(cell)]
 
 
 def beyond_edge(best: float | None, rates: Sequence[float]) -> list[float]:
@@ -169,8 +177,8 @@ def run(
         measured = train(*recipe, loaded[1], device, metering())
         spent = time.perf_counter() - start
         known[cell.task, cell.method] = spent
-        settings = race.settings(cell.task, cell.method, cell.fraction)
-        race.results.add(cell, settings, {**measured, "environment": environment})
+        known_settings = settings(race, cell.task, cell.method, cell.fraction)
+        race.results.add(cell, known_settings, {**measured, "environment": environment})
         typical = sum(known.values()) / len(known)
         left = sum(known.get((c.task, c.method), typical) for c in cells[1:])
         say(

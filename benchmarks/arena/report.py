@@ -17,6 +17,7 @@ from benchmarks.arena.figures import (
 )
 from benchmarks.arena.methods import BASELINES
 from benchmarks.arena.race import ALL, Race
+from benchmarks.arena.results import Line
 
 FRESH = "fresh-random"
 WINS = "better than the short schedule at equal time and than fresh random, by two standard errors"
@@ -36,8 +37,7 @@ Accuracy is that on the test set in %, mean ± standard error over the seeds. Di
 points, of paired seeds, ± their standard error, with the p of a paired t-test. *Equal time* is
 against the short schedule, interpolated between its budgets, that takes as long as the method does
 with all its selections. Times are processor seconds of one thread, of the fastest run, on a machine
-that was busy with other work too: what differs by a few per cent is not told apart. On a GPU
-they are those of its host, of one of six runs that shared an H200.
+that was busy with other work too: what differs by a few per cent is not told apart.
 
 ```sh
 python -m benchmarks.arena --data DIR                                # runs what is missing
@@ -57,8 +57,9 @@ def write(race: Race, path: Path) -> None:
             continue
         image = path.with_name(f"arena-{name}.png")
         plot.accuracy_by_cost(found, task.about, image)
+        place = f"{machines(race.results.lines(), name)}\n\n" if task.on_gpu else ""
         sections.append(
-            f"## {task.about}\n\n{verdict(found)}\n\n![Accuracy and cost]({image.name})\n"
+            f"## {task.about}\n\n{place}{verdict(found)}\n\n![Accuracy and cost]({image.name})\n"
         )
         for fraction in sorted({entry.fraction for entry in found}):
             some = [entry for entry in found if entry.fraction == fraction]
@@ -71,6 +72,16 @@ def write(race: Race, path: Path) -> None:
         sections.append("## Not run\n\n" + "\n".join(f"- {about}" for about in idle) + "\n")
     sections.insert(1, glance(race))
     path.write_text("\n".join(sections))
+
+
+def machines(lines: Sequence[Line], task: str | None = None) -> str:
+    """Where the runs were made, of one task or all, and how many shared the machine."""
+    places = [line["environment"] for line in lines if task in (None, line["task"])]
+    text = f"Run on: {', '.join(sorted({place['device'] for place in places}))}."
+    beside = max(place.get("processes", 1) for place in places)
+    if beside > 1:
+        text += f" Up to {beside} processes shared it: times hold what they cost each other."
+    return text
 
 
 def glance(race: Race, fraction: float = 0.1) -> str:

@@ -131,82 +131,66 @@ def train(
         run whose parameters are no longer finite has `diverged`: it ends there, with accuracies of
         zero.
     """
-    phases = Phases(device, meter)
-    try:
-        return _train(task, method, fraction, rate, seed, data, device, phases)
-    finally:
-        phases.enter(None)
-
-
-def _train(
-    task: Task,
-    method: Method,
-    fraction: float,
-    rate: float,
-    seed: int,
-    data: Data,
-    device: torch.device,
-    phases: Phases,
-) -> dict[str, Any]:
-    torch.manual_seed(seed)
-    model = task.network().to(device).to(memory_format=torch.channels_last)
-    augmenting = torch.Generator().manual_seed(seed)
-    validation, test = data.validation.to(device), data.test.to(device)
-    curve: list[list[float]] = []
-    phases.enter(SELECTION)
-    epochs = Epochs(task, method, fraction, data, seed, device)
-    phases.enter(None)  # torch loads parts of itself with the first optimizer
-    optimizer, schedule = task.optimizer(model, rate, epochs.steps)
-    batches = epochs.batches(model, phases)
-    points = task.points if fraction < 1 else task.points_full
-    model.train()
-    step = 0
-    while step < epochs.steps:
-        try:
-            with task.autocast(device):
-                x, y = next(batches)
-        except ValueError:  # it cannot select for a broken model, and says so
-            if finite(model):
-                raise
-            break
-        x, y = x.to(device), y.to(device)
-        if task.augment is not None:
-            x = task.augment(x, augmenting)
-        with task.autocast(device):
-            if epochs.within is not None:
-                phases.enter(SELECTION)
-                x, y = epochs.kept(model, x, y, step)
-                phases.enter(TRAINING)
-            loss = epochs.criterion(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        step += 1
-        if step % max(1, epochs.steps // points) == 0 or step == epochs.steps:
-            phases.enter(None)
-            if not finite(model):
+    with Phases(device, meter) as phases:
+        torch.manual_seed(seed)
+        model = task.network().to(device).to(memory_format=torch.channels_last)
+        augmenting = torch.Generator().manual_seed(seed)
+        validation, test = data.validation.to(device), data.test.to(device)
+        curve: list[list[float]] = []
+        phases.enter(SELECTION)
+        epochs = Epochs(task, method, fraction, data, seed, device)
+        phases.enter(None)  # torch loads parts of itself with the first optimizer
+        optimizer, schedule = task.optimizer(model, rate, epochs.steps)
+        batches = epochs.batches(model, phases)
+        points = task.points if fraction < 1 else task.points_full
+        model.train()
+        step = 0
+        while step < epochs.steps:
+            try:
+                with task.autocast(device):
+                    x, y = next(batches)
+            except ValueError:  # it cannot select for a broken model, and says so
+                if finite(model):
+                    raise
                 break
+            x, y = x.to(device), y.to(device)
+            if task.augment is not None:
+                x = task.augment(x, augmenting)
             with task.autocast(device):
-                reached = [accuracy(model, samples, device) for samples in (validation, test)]
-            curve.append([sum(phases.wall.values()), step, *reached])
-            model.train()
-            phases.enter(TRAINING)
-    phases.enter(None)
-    diverged = not finite(model)
-    return {
-        "steps": step,
-        "samples": step * task.batch_size,
-        "seconds": sum(phases.wall.values()),
-        "selection_seconds": phases.wall[SELECTION],
-        "processor_seconds": sum(phases.processor.values()),
-        "selection_processor_seconds": phases.processor[SELECTION],
-        "validation": 0.0 if diverged else curve[-1][2],
-        "test": 0.0 if diverged else curve[-1][3],
-        "diverged": diverged,
-        "curve": curve,
-        **phases.energy(),
-    }
+                if epochs.within is not None:
+                    phases.enter(SELECTION)
+                    x, y = epochs.kept(model, x, y, step)
+                    phases.enter(TRAINING)
+                loss = epochs.criterion(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            step += 1
+            if step % max(1, epochs.steps // points) == 0 or step == epochs.steps:
+                phases.enter(None)
+                if not finite(model):
+                    break
+                with task.autocast(device):
+                    reached = [accuracy(model, samples, device) for samples in (validation, test)]
+                curve.append([sum(phases.wall.values()), step, *reached])
+                model.train()
+                phases.enter(TRAINING)
+        phases.enter(None)
+        diverged = not finite(model)
+        return {
+            "steps": step,
+            "samples": step * task.batch_size,
+            "seconds": sum(phases.wall.values()),
+            "selection_seconds": phases.wall[SELECTION],
+            "processor_seconds": sum(phases.processor.values()),
+            "selection_processor_seconds": phases.processor[SELECTION],
+            "validation": 0.0 if diverged else curve[-1][2],
+            "test": 0.0 if diverged else curve[-1][3],
+            "diverged": diverged,
+            "curve": curve,
+            **phases.energy(),
+        }
 
 
 @torch.inference_mode()

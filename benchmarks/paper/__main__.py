@@ -89,13 +89,7 @@ def check_same_device(lines: Iterable[Line], device: str, out: Path) -> None:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.paper",
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = measure.command(__doc__, "benchmarks.paper")
     add = parser.add_argument
     add("--preset", choices=PRESETS, metavar="PRESET", help=", ".join(PRESETS))
     add("--small", action="store_true", help="the twin that fits two cores")

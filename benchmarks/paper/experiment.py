@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.arena.methods import Method, Plan
-from benchmarks.arena.race import ALL
+from benchmarks.arena.methods import Method
+from benchmarks.arena.race import ALL, finished, unfinished
 from benchmarks.arena.results import Cell, Line, Results
 from benchmarks.arena.tasks import Task
 from benchmarks.paper.presets import RATE, Heat, Preset
@@ -49,21 +49,11 @@ class Experiment:
 
     def missing(self) -> list[Cell]:
         """Those of this shard that are not finished."""
-        return [
-            cell
-            for cell in self._own()
-            if self.results.find(cell, self.settings(cell.task, cell.method, cell.fraction)) is None
-        ]
-
-    def settings(self, task: str, method: str, fraction: float) -> Line:
-        recipe = self.tasks[task]
-        plan = Plan(recipe.epochs, fraction, recipe.batch_size)
-        return {"task": recipe.settings(), "method": self.methods[method].settings(plan)}
+        return unfinished(self, self._own())
 
     def runs(self, task: str, method: str, fraction: float) -> list[Line]:
         """Finished ones, in the order of their seeds."""
-        lines = self.results.of(task, method, fraction, self.settings(task, method, fraction))
-        return sorted(lines, key=lambda line: int(line["seed"]))
+        return sorted(finished(self, task, method, fraction), key=lambda line: int(line["seed"]))
 
     def _own(self) -> list[Cell]:
         """Each cell, from the dearest on, is of the process with the least to do so far."""

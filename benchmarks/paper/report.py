@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from benchmarks.arena.race import ALL
-from benchmarks.arena.report import markdown
+from benchmarks.arena.report import machines, markdown
 from benchmarks.arena.results import Results
 from benchmarks.paper import plot
 from benchmarks.paper.experiment import Experiment
@@ -130,11 +130,7 @@ def _of(experiment: Experiment, heat: Heat) -> list[Entry]:
 def _machine(every: Sequence[Entry]) -> str:
     lines = [line for entry in every for line in (*entry.lines, *entry.full)]
     places = [line["environment"] for line in lines]
-    devices = sorted({place["device"] for place in places})
-    text = f"Run on: {', '.join(devices)}."
-    beside = max(place["processes"] for place in places)
-    if beside > 1:
-        text += f" Up to {beside} processes shared it: times hold what they cost each other."
+    text = machines(lines)
     if not any("joules" in line for line in lines):
         reasons = sorted({place.get("energy_missing", "not asked for") for place in places})
         text += f" No energy was measured ({'; '.join(reasons)})."
