@@ -179,6 +179,7 @@ class WeightedLoss(nn.Module):
         return args, {name: value for name, value in kwargs.items() if name not in ours}
 
     def train(self, mode: bool = True) -> WeightedLoss:
+        """As in torch, for the criterion too."""
         super().train(mode)
         if isinstance(self.criterion, nn.Module):
             self.criterion.train(mode)
