@@ -1,4 +1,4 @@
-# Everything needs only python3 (3.10 or newer, with venv and pip), gcc and make.
+# Everything needs only python3 (3.10 or newer, with venv and pip) and make; the tests gcc too.
 #   make demo    train on digits, a fifth of them with wrong labels: all against 10 %
 #   make test    lint, type-check and run the tests, on all cores
 #   make test-fast    the same without the slow tests

@@ -33,8 +33,8 @@ class Selector:
     """Chooses a weighted subset of a dataset for the model as it stands.
 
     Owns what a run chooses by: the current `selection` and the losses that training noted. One
-    sampler asks it for selections; a `WeightedLoss` tells it the loss, and the losses of training
-    where the strategy needs them.
+    sampler asks it for selections, whose sizes `sizing` knows; a `WeightedLoss` tells it the loss,
+    and the losses of training where the strategy needs them.
 
     Args:
         dataset: training set of n samples, anything with a length and access by index.

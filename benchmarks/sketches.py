@@ -1,8 +1,14 @@
-"""Sketches of the gradients of a language model: error of inner products and of the match."""
+"""Sketches of the gradients of a language model: error of inner products and of the match.
+
+    python -m benchmarks.sketches
+
+The text is that of the sources of torch.nn, so that figures follow torch's version.
+"""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +19,7 @@ from adaptive_subset.gradients.collect import last_layer_gradients
 from adaptive_subset.gradients.sketch import Sketch, TensorSketch
 from adaptive_subset.strategies.solvers.atoms import atoms_of
 from adaptive_subset.strategies.solvers.matching_pursuit import omp
+from benchmarks import measure
 
 
 class Reader(nn.Module):
@@ -69,7 +76,24 @@ def tensor_sketch(delta: Tensor, h: Tensor, size: int, generator: torch.Generato
     return torch.cat([sketch._convolved(d, f) for d, f in pairs])
 
 
-def main(words: int = 2000, width: int = 64, samples: int = 240, length: int = 32) -> None:
+WAYS = {
+    "Gaussian on both sides": two_sided,
+    "Gaussian on the side of the classes": one_sided,
+    "CountSketch of the whole matrix": count_sketch,
+    "TensorSketch": tensor_sketch,
+}
+
+
+def main() -> None:
+    parser = measure.command(__doc__, "benchmarks.sketches")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/sketches.json"))
+    measure.report(parser.parse_args().out, compare())
+
+
+def compare(
+    words: int = 2000, width: int = 64, samples: int = 240, length: int = 32
+) -> list[measure.Row]:
+    """Each way at each size, and first the exact gradients: means over three draws."""
     torch.manual_seed(0)
     x, model, loss = text(words, samples, length), Reader(words, width), TokenLoss(shift=True)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
@@ -96,22 +120,29 @@ def main(words: int = 2000, width: int = 64, samples: int = 240, length: int = 3
         weights = torch.from_numpy(result.weights).to(exact)
         return float((weights @ exact[result.support] - target).norm() / target.norm())
 
-    print(f"n = {len(x)}, T = {length}, C = {words}, p = {width}; C·p = {words * width}")
-    print(f"exact match of {k}: {error(exact):.4f}")
+    rows: list[measure.Row] = [
+        {"numbers": words * width, "way": "exact", "inner products": 0.0, "match": error(exact)}
+    ]
     for size in (1024, 4096, 8192):
-        for way in (two_sided, one_sided, count_sketch, tensor_sketch):
+        for name, way in WAYS.items():
             errors, matches, seconds = [], [], []
             for seed in range(3):
                 start = time.perf_counter()
-                rows = way(delta, h, size, torch.Generator().manual_seed(seed))
+                sketched = way(delta, h, size, torch.Generator().manual_seed(seed))
                 seconds.append(time.perf_counter() - start)
-                errors.append(float(((rows @ rows.T - gram) / scale).square().mean().sqrt()))
-                matches.append(error(rows))
-            print(
-                f"{size:6d} {way.__name__:14s} inner products {sum(errors) / 3:.4f}  "
-                f"match {sum(matches) / 3:.4f}  seconds {min(seconds):.3f}",
-                flush=True,
+                products = sketched @ sketched.T
+                errors.append(float(((products - gram) / scale).square().mean().sqrt()))
+                matches.append(error(sketched))
+            rows.append(
+                {
+                    "numbers": size,
+                    "way": name,
+                    "inner products": sum(errors) / 3,
+                    "match": sum(matches) / 3,
+                    "seconds": min(seconds),
+                }
             )
+    return rows
 
 
 if __name__ == "__main__":

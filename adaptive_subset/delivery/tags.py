@@ -58,21 +58,21 @@ class WeightedTarget(Tensor):
     Operations of torch that rearrange rows or work on every row by itself do the same to the tags,
     and mixing targets of two samples mixes their weights, see `adaptive_subset.delivery.rows`. All
     others give a plain tensor, at which `WeightedLoss` raises: a weight is right or missed, never
-    that of another sample. NumPy reads the memory of targets and may not write to it.
+    that of another sample. NumPy reads the memory of targets and may not write to it. `original` is
+    the target in the dataset, where that is no int; `share` what numbers have multiplied it with.
 
     Args:
         targets: (n, …) of a batch, or of any shape for a single sample.
         weights: (n,) float32 for a batch, a float for a single sample.
-        indices: (n,) int64 for a batch, an int for a single sample; −1 where there is none, as
-            for a target that was mixed from several. By default −1.
+        indices: (n,) int64 for a batch, an int for a single sample; −1, the default, for none.
 
     Raises:
         TypeError: targets that are no tensor, or weights that are neither tensor nor number.
         ValueError: another number of weights or indices than rows.
     """
 
-    share: Any = 1.0  # what numbers have multiplied targets with: mixtures are sums of products
-    original: Any = None  # the target in the dataset, where that is no int
+    share: Any = 1.0  # mixtures are sums of products
+    original: Any = None
     _tags: Tags
     _memory: Tensor  # the same, as a plain tensor: its count of writes is faster to read
     _writes: int

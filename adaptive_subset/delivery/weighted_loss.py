@@ -179,6 +179,7 @@ class WeightedLoss(nn.Module):
         return args, {name: value for name, value in kwargs.items() if name not in ours}
 
     def train(self, mode: bool = True) -> WeightedLoss:
+        """As in torch, for the criterion too."""
         super().train(mode)
         if isinstance(self.criterion, nn.Module):
             self.criterion.train(mode)
@@ -265,8 +266,9 @@ def _lost(targets: list[Any]) -> RuntimeError:
     got = " and ".join(f"a {type(target).__name__} without any" for target in targets)
     return RuntimeError(
         "`target` must carry the weights of its samples wherever a gradient can be taken, got "
-        f"{got}. Read the data through `sampler.dataset` (or `sampler.attach(loader)`). A collate "
-        "function that builds new targets keeps the weights by `retag(collate_fn)`, an operation "
-        "that builds them anew or writes to them by `WeightedTarget.like(tensor, target)`. To "
-        "evaluate, use torch.no_grad(), or the bare loss: `criterion.criterion(output, target)`."
+        f"{got}. Read the data by `DataLoader(sampler.dataset, sampler=sampler)`, both of them, or "
+        "by `sampler.attach(loader)`. A collate function that builds new targets keeps the weights "
+        "by `retag(collate_fn)`, an operation that builds them anew or writes to them by "
+        "`WeightedTarget.like(tensor, target)`. To evaluate, use "
+        "torch.no_grad(), or the bare loss: `criterion.criterion(output, target)`."
     )

@@ -65,7 +65,7 @@ class DenseGradients(Gradients):
     def pairwise(
         self, other: Gradients, rows: Index, columns: Index, dtype: torch.dtype | None = None
     ) -> Tensor:
-        """See `Gradients.pairwise`."""
+        """See `Gradients.pairwise`, also for what it raises."""
         if not isinstance(other, DenseGradients):
             return super().pairwise(other, rows, columns, dtype)
         dtype = dtype or self.dtype

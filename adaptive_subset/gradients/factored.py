@@ -140,7 +140,7 @@ class FactoredGradients(Gradients):
     def pairwise(
         self, other: Gradients, rows: Index, columns: Index, dtype: torch.dtype | None = None
     ) -> Tensor:
-        """See `Gradients.pairwise`."""
+        """See `Gradients.pairwise`, also for what it raises."""
         if not isinstance(other, FactoredGradients):
             return super().pairwise(other, rows, columns, dtype)
         dtype, tile = dtype or self.dtype, None

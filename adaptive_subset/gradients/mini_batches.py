@@ -76,7 +76,7 @@ class BatchGradients(Gradients):
     def pairwise(
         self, other: Gradients, rows: Index, columns: Index, dtype: torch.dtype | None = None
     ) -> Tensor:
-        """See `Gradients.pairwise`; in float64 where `other` is this."""
+        """See `Gradients.pairwise`, also for what it raises; in float64 where `other` is this."""
         if other is not self:
             return super().pairwise(other, rows, columns, dtype)
         return self.gram[rows][:, columns].clone()

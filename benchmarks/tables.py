@@ -1,0 +1,155 @@
+"""Tables of other pages that show figures of the benchmarks, written from these."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+Rows = Callable[[str], list[Row]]  # of a file of figures, by its name
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table.
+
+    Args:
+        page: in docs/.
+        head: its first line, by which it is found.
+        lines: the lines below, made of the rows of
+        files: in benchmarks/results.
+    """
+
+    page: str
+    head: str
+    lines: Callable[[Rows], Iterable[str]]
+    files: tuple[str, ...]
+
+    def is_measured(self, results: Path) -> bool:
+        return all((results / f"{name}.json").exists() for name in self.files)
+
+    def text(self, results: Path) -> str:
+        read = {name: json.loads((results / f"{name}.json").read_text()) for name in self.files}
+        line = "|---" * (self.head.count("|") - 1) + "|"
+        return "\n".join([self.head, line, *self.lines(lambda name: read[name]["rows"])])
+
+
+def write(docs: Path, results: Path) -> None:
+    """Put each table in the place of the one with its head."""
+    for table in TABLES:
+        if table.is_measured(results):
+            page = docs / table.page
+            before, _, rest = page.read_text().partition(table.head)
+            page.write_text(before + table.text(results) + rest[rest.index("\n\n") :])
+
+
+def costs(rows: Rows) -> Iterable[str]:
+    """What a selection costs on a CPU."""
+    large = passes(rows("selection-resnet18"), 0.1)
+    of_large = spelled(large) if max(large.values()) > 1 else "no measurable overhead"
+    whole = {row["strategy"]: row for row in rows("scale") if row["samples"] == 1_281_167}
+    solvers = (
+        f"`{name}` {whole[key]['solver, s']:.0f} s, {whole[key]['peak, GiB']:.1f} GiB"
+        for name, key in (("GradMatch", "gradmatch"), ("GradMatchPB", "gradmatch-pb"))
+    )
+    omp = [row["times faster"] for row in rows("omp") if row["solver"] == "signed, float64"]
+    craig = {row["method"]: row["times CRAIG()"] for row in rows("craig")}
+    apricot, submodlib = (craig[f"{peer}, matrix given"] for peer in ("apricot", "submodlib"))
+    (small,), (wide,) = rows("step"), rows("step-resnet18")
+    cells = {
+        "a selection of 10 % of MNIST, LeNet, in bare inference passes": spelled(
+            passes(rows("selection"), 0.1)
+        ),
+        "the same of 1 %": spelled(passes(rows("selection"), 0.01)),
+        "a selection of 10 % of 5,000 CIFAR-10 images, ResNet-18, two threads": of_large,
+        "the solvers on 1,281,167 samples of 1,000 classes, 30 %, two threads": "; ".join(solvers),
+        "GRAD-MATCH's solver against scikit-learn's `orthogonal_mp_gram`, same support": (
+            f"{rounded(min(omp))} to {rounded(max(omp))} times faster"
+        ),
+        "a whole `CRAIG()` against the lazy greedy alone of apricot and submodlib": (
+            f"{apricot:.1f} and {submodlib:.1f} times faster"
+        ),
+        "an epoch of training against the plain loop on the same subset": (
+            f"LeNet {small['ratio']:.2f}, ResNet-18 {wide['ratio']:.2f}"
+        ),
+    }
+    return (f"| {what} | {measured} |" for what, measured in cells.items())
+
+
+def passes(rows: list[Row], fraction: float) -> dict[str, float]:
+    """What a selection takes in inference passes, by strategy."""
+    return {
+        row["strategy"]: row["ratio"]
+        for row in rows
+        if row["storage"] == "float32" and row["fraction"] == fraction
+    }
+
+
+def spelled(ratios: dict[str, float]) -> str:
+    return ", ".join(f"`{name}` {ratio:.2f}" for name, ratio in ratios.items())
+
+
+def rounded(value: float) -> str:
+    """To two digits."""
+    return f"{float(f'{value:.2g}'):g}"
+
+
+def on_gpu(rows: Rows) -> Iterable[str]:
+    """What a selection costs on a GPU, in inference passes."""
+    found = {row["what"]: row.get("ratio", 0.0) for row in rows("device-cuda")}
+    for name in ("GradMatchPB", "GLISTER", "GradMatch", "CRAIG"):
+        ratios = (found[f"{name}, {share} %"] for share in (10, 30))
+        yield f"| `{name}` | {' | '.join(f'{r:.{2 if r < 2 else 1}f}' for r in ratios)} |"
+
+
+def on_ranks(rows: Rows) -> Iterable[str]:
+    """What a selection takes on several processes."""
+    for row in rows("ranks"):
+        seconds = f"{row['selection, s']:.2f} | {row['processor, s']:.2f}"
+        same = "yes" if row["same selection"] else "no"
+        against = "| |" if row["ranks"] == 1 else f"{row['times one process']:.2f} | {same} |"
+        yield f"| `{row['strategy']}()` | {row['ranks']} | {seconds} | {against}"
+
+
+def sketches(rows: Rows) -> Iterable[str]:
+    """What each way to sketch loses."""
+    before = None
+    for row in rows("sketches"):
+        size, way = row["numbers"], row["way"]
+        if way == "exact":
+            continue
+        side = int(size**0.5)
+        shape = {
+            "Gaussian on both sides": f", {side} × {side}",
+            "Gaussian on the side of the classes": f", {size // 64} × 64",
+        }.get(way, "")
+        head = "|" if size == before else f"| {size:,}"
+        yield f"{head} | {way}{shape} | {row['inner products']:.3f} | {row['match']:.3f} |"
+        before = size
+
+
+TABLES = (
+    Table(
+        "costs.md",
+        "| | measured |",
+        costs,
+        ("selection", "selection-resnet18", "scale", "omp", "craig", "step", "step-resnet18"),
+    ),
+    Table(
+        "costs.md",
+        "| a selection, in bare inference passes | 10 % | 30 % |",
+        on_gpu,
+        ("device-cuda",),
+    ),
+    Table(
+        "distributed.md",
+        "| strategy | ranks | seconds on the clock | of the processor | times one process "
+        "| same selection |",
+        on_ranks,
+        ("ranks",),
+    ),
+    Table("tokens.md", "| numbers | way | inner products | match |", sketches, ("sketches",)),
+)

@@ -1,0 +1,130 @@
+"""Figures in the documentation are those of the results that are committed."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import __main__ as everything
+from benchmarks import tables
+from benchmarks.arena import report
+from benchmarks.arena.figures import Entry, entries
+from benchmarks.arena.methods import METHODS
+from benchmarks.arena.race import Race
+from benchmarks.arena.results import Results
+from benchmarks.arena.tasks import TASKS
+
+ROOT = Path(__file__).parents[1]
+DOCS, RESULTS = ROOT / "docs", ROOT / "benchmarks" / "results"
+
+
+def test_the_page_of_benchmarks_is_that_of_the_results() -> None:
+    assert everything.page() == (DOCS / "benchmarks.md").read_text()
+
+
+@pytest.mark.parametrize("table", tables.TABLES, ids=lambda table: table.lines.__name__)
+def test_tables_of_other_pages_are_those_of_the_results(table: tables.Table) -> None:
+    page = (DOCS / table.page).read_text()
+    assert page.count(table.head) == 1  # by which it is found
+    if table.is_measured(RESULTS):
+        assert table.text(RESULTS) + "\n\n" in page
+
+
+def test_a_table_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    pages = {table.page for table in tables.TABLES}
+    for name in pages:
+        text = (DOCS / name).read_text()
+        (tmp_path / name).write_text(text.replace("| CRAIG | 5.3", "| CRAIG | 1"))
+    tables.write(tmp_path, RESULTS)
+    for name in pages:
+        assert (tmp_path / name).read_text() == (DOCS / name).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("of", "page"), [("arena", "comparison.md"), ("paper", "paper.md")])
+def test_a_page_of_runs_is_that_of_the_results(
+    of: str, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plot = importlib.import_module(f"benchmarks.{of}.plot")
+    drawn: list[Path] = []
+    for name, value in vars(plot).items():
+        if getattr(value, "__module__", "") == plot.__name__:
+            monkeypatch.setattr(plot, name, lambda *given, **_: drawn.append(image_of(given)))
+    monkeypatch.setattr("torch.set_num_threads", int)
+    results = str(RESULTS / f"{of}.jsonl")
+    command = importlib.import_module(f"benchmarks.{of}.__main__")
+    command.main(["--report", results, "--page", str(tmp_path / page)])
+    assert (tmp_path / page).read_text() == (DOCS / page).read_text()
+    assert drawn
+    assert all((DOCS / image.name).is_file() for image in drawn)
+
+
+def image_of(given: tuple[Any, ...]) -> Path:
+    (image,) = (value for value in given if isinstance(value, Path))
+    return image
+
+
+# ---- the comparison, where it is told elsewhere
+
+COLUMNS = ("fashion-mnist", "cifar10", "cifar10-noisy", "fashion-mnist-long-tail")
+ROWS = ("full-short", "fresh-random", "order-dp", "borderline", "balanced")
+
+
+@pytest.fixture(scope="module")
+def arena() -> Race:
+    results = Results(RESULTS / "arena.jsonl")
+    return Race(TASKS, METHODS, results.fractions(), results.seeds(), 5, results)
+
+
+def at_a_tenth(race: Race, task: str) -> dict[str, Entry]:
+    return {entry.method: entry for entry in entries(race, task) if entry.fraction == 0.1}
+
+
+def test_the_first_table_of_the_readme_is_that_of_the_runs(arena: Race) -> None:
+    readme = (ROOT / "README.md").read_text()
+    lines = readme[readme.index("| a tenth") :].split("\n\n")[0].splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert len(table) == len(ROWS)
+    for row, method in zip(table, ROWS, strict=True):
+        for cell, task in zip(row[1:], COLUMNS, strict=True):
+            if cell:
+                found = at_a_tenth(arena, task)[method]
+                seeds = " (1 seed)" if len(found.accuracy) == 1 else ""
+                assert cell.strip("*") == report.reached(found) + seeds
+
+
+def test_what_the_page_of_strategies_tells_of_the_runs(arena: Race) -> None:
+    page = " ".join((DOCS / "choosing.md").read_text().split())
+    found = at_a_tenth(arena, "fashion-mnist")
+    matched, mean_one = found["gradmatch-matched"], found["gradmatch"]
+    rates = f"five times as high there ({matched.rate:g} and {mean_one.rate:g})"
+    assert f"{rates}, and at these both are about equal " in page
+    assert f"({matched.mean:.2f} and {mean_one.mean:.2f} %, one seed)" in page
+    assert matched.rate == pytest.approx(5 * mean_one.rate)
+    tail = at_a_tenth(arena, "fashion-mnist-long-tail")
+    lost = tail["full-short"].accuracy[0] - tail["gradmatch-reference"].mean
+    assert "with 20 samples of each class it lost four points" in page
+    assert round(lost) == 4
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150
+
+
+# ---- sums
+
+
+def test_the_model_of_many_ranks_adds_up() -> None:
+    page = (DOCS / "distributed.md").read_text()
+    lines = page[page.index("| R | pass |") :].split("\n\n")[0].splitlines()[2:]
+    n, features = 1_281_167, 2049
+    for line in lines:
+        ranks, *told = (float(cell.strip(" s")) for cell in line.strip("|").split("|"))
+        moved = 2 * 4 * n * (1 + features) / 1e9 / ranks if ranks > 1 else 0.0
+        waits = 20 * 1.4e-3 * ranks if ranks > 1 else 0.0
+        apart = n / 1000 / ranks, moved, 216 / ranks, 80 / ranks, waits
+        for figure, expected in zip(told, (*apart, sum(apart)), strict=True):
+            assert figure == pytest.approx(expected, rel=0.1, abs=0.05)

@@ -1,0 +1,186 @@
+"""The API reference: every public name is in it and documented, and it names nothing else."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import adaptive_subset
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("scores", "draws", "sizes", "by_group")
+ADAPTERS = {
+    "lightning_callback": ["SubsetCallback"],
+    "transformers_trainer": ["SubsetMixin", "SubsetTrainer"],
+    "accelerate_loader": ["SubsetLoader"],
+    "plot": ["plot"],
+}
+REFERENCE = "\n".join(
+    path.read_text() for path in sorted((ROOT / "docs" / "reference").glob("*.md"))
+)
+
+
+def public() -> dict[str, Any]:
+    """Every public object by the name that the reference has for it."""
+    found = {f"adaptive_subset.{name}": adaptive_subset for name in adaptive_subset.__all__}
+    gradients = importlib.import_module("adaptive_subset.gradients")
+    found |= {f"adaptive_subset.gradients.{name}": gradients for name in gradients.__all__}
+    own = [f"adaptive_subset.strategies.{part}" for part in PARTS]
+    for module in map(importlib.import_module, [*own, "adaptive_subset.energy"]):
+        for name, value in vars(module).items():
+            is_own = inspect.isclass(value) and value.__module__ == module.__name__
+            if is_own and not name.startswith("_"):
+                found[f"{module.__name__}.{name}"] = module
+    return {name: getattr(module, name.rpartition(".")[2]) for name, module in found.items()}
+
+
+def members(owner: type) -> Iterator[tuple[str, Any]]:
+    """Public methods and properties of a class, but those of other packages, as functions."""
+    seen = set()
+    for cls in owner.__mro__:
+        if cls.__module__.partition(".")[0] != owner.__module__.partition(".")[0]:
+            continue
+        for name, value in vars(cls).items():
+            plain = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+            if inspect.isfunction(plain) and not name.startswith("_") and name not in seen:
+                yield name, plain
+            seen.add(name)
+
+
+def documentation(owner: type, member: str) -> str:
+    """That of a method or property, or of the one that it replaces."""
+    found = (dict(members(cls)).get(member) for cls in owner.__mro__)
+    return next((function.__doc__ for function in found if function and function.__doc__), "")
+
+
+def attributes(owner: type) -> set[str]:
+    """Public attributes that a class defines itself, for the class or for its instances."""
+    names = {*inspect.get_annotations(owner)}
+    for name, value in vars(owner).items():
+        if not (inspect.isroutine(value) or isinstance(value, property) or inspect.isclass(value)):
+            names.add(name)
+    for node in ast.walk(source_of(owner)):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            owned = isinstance(node.value, ast.Name) and node.value.id == "self"
+            names |= {node.attr} if owned else set()
+    return {name for name in names if not name.startswith("_")}
+
+
+def source_of(value: Any) -> ast.Module:
+    return ast.parse(textwrap.dedent(inspect.getsource(value)))
+
+
+def undocumented(function: Any, text: str) -> list[str]:
+    """What the documentation of a function leaves out."""
+    if not text:
+        return ["everything"]
+    nodes = ast.walk(source_of(function))
+    raises = any(isinstance(node, ast.Raise) and node.exc is not None for node in nodes)
+    return (
+        [] if not raises or re.search(r"Raises:|\braises?\b", text, re.IGNORECASE) else ["Raises"]
+    )
+
+
+def arguments(value: Any) -> set[str]:
+    """Of a function or class; none where a class has no arguments of its own."""
+    if inspect.isabstract(value) or (inspect.isclass(value) and "__init__" not in vars(value)):
+        return set()
+    return {name for name in inspect.signature(value).parameters if name != "self"}
+
+
+def gaps(name: str, value: Any) -> dict[str, list[str]]:
+    """What is public about an object and not documented, by the name of what lacks it."""
+    named = {*arguments(value), *(attributes(value) if inspect.isclass(value) else ())}
+    text = " ".join(inspect.getdoc(cls) or "" for cls in getattr(value, "__mro__", (value,))[:2])
+    found = {name: sorted(n for n in named if not re.search(rf"\b{n}\b", text))}
+    if inspect.isfunction(value):
+        found[name] += undocumented(value, text)
+    else:
+        found[name] += [] if value.__doc__ else ["everything"]
+        bases = " ".join(base.__doc__ or "" for base in value.__mro__[1:])  # with their attributes
+        for member, function in members(value):
+            own = documentation(value, member)
+            if own or not re.search(rf"\b{member}\b", bases):
+                found[f"{name}.{member}"] = undocumented(function, own)
+    return {name: missing for name, missing in found.items() if missing}
+
+
+@pytest.mark.parametrize("name", public())
+def test_every_public_name_is_in_the_reference(name: str) -> None:
+    assert re.search(rf"^::: {re.escape(name)}$", REFERENCE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", public())
+def test_every_public_name_is_documented(name: str) -> None:
+    value = public()[name]
+    assert not callable(value) or gaps(name, value) == {}  # the table of strategies is no callable
+
+
+@pytest.mark.parametrize("module", ADAPTERS)
+def test_every_adapter_is_in_the_reference(module: str) -> None:
+    tree = ast.parse((ROOT / "integrations" / f"{module}.py").read_text())
+    found = {
+        node.name: node for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))
+    }
+    for name in ADAPTERS[module]:
+        assert f"::: {module}.{name}" in REFERENCE
+        node = found[name]
+        is_hooked = name == "SubsetMixin" or (isinstance(node, ast.ClassDef) and node.bases)
+        methods = [m for m in node.body if isinstance(m, ast.FunctionDef) and not is_hooked]
+        for part in (node, *(m for m in methods if not m.name.startswith("_"))):
+            assert ast.get_docstring(part), f"{name}: {part.name}"
+
+
+def test_the_reference_names_nothing_else() -> None:
+    known = {*public(), *(f"{module}.{name}" for module in ADAPTERS for name in ADAPTERS[module])}
+    assert set(re.findall(r"^::: (\S+)$", REFERENCE, re.MULTILINE)) == known
+
+
+class _Base:
+    def inherited(self) -> None: ...
+
+
+class Planted(_Base):
+    """Documented, but for nearly all that it has.
+
+    Args:
+        told: an argument.
+    """
+
+    shared = 1
+    annotated: int
+
+    def __init__(self, told: int, untold: int) -> None:
+        self.told, self.kept, self._own = told, untold, 0
+
+    def silent(self) -> None: ...
+
+    @property
+    def quiet(self) -> int:
+        return self._own
+
+    @classmethod
+    def made(cls) -> None: ...
+
+    def loud(self) -> None:
+        """Says nothing of what it throws."""
+        raise ValueError(self.told)
+
+
+def test_the_check_finds_what_is_not_documented() -> None:
+    assert gaps("p", Planted) == {
+        "p": ["annotated", "kept", "shared", "untold"],
+        "p.silent": ["everything"],
+        "p.quiet": ["everything"],
+        "p.made": ["everything"],
+        "p.loud": ["Raises"],
+        "p.inherited": ["everything"],
+    }
