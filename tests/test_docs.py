@@ -22,7 +22,7 @@ import adaptive_subset
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md"), *(ROOT / ".github").rglob("*.md")])
-PARTS = ("scores", "draws", "sizes", "by_group")
+PARTS = ("scores", "draws", "sizes")
 ADAPTERS = {
     "lightning_callback": ["SubsetCallback"],
     "transformers_trainer": ["SubsetMixin", "SubsetTrainer"],

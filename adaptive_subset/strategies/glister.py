@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from adaptive_subset.strategies.candidates import Candidates, Choice
 from adaptive_subset.strategies.division import (
     Problem,
     Shares,
@@ -15,7 +16,7 @@ from adaptive_subset.strategies.division import (
     fill,
     warn_if_mostly_filled,
 )
-from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy
+from adaptive_subset.strategies.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class GLISTER(Strategy):
 
     spreads = True
     needs_gradients = True
+
+    @property
+    def divides(self) -> bool:  # type: ignore[override]
+        return self.scope != "global"
 
     def __post_init__(self) -> None:
         super().__post_init__()
