@@ -104,7 +104,8 @@ class Candidates:
             raise ValueError(
                 "`model` must return the output of its one last layer as it is, to tell what a "
                 "step of that layer does; got a model that changes it, has several, or applies it "
-                "at many positions. Use another strategy."
+                "at many positions, of which no features are kept. Look at the gradient as it "
+                "stands, GLISTER(refreshes=1), or use another strategy."
             )
         return layer.gradient_after(step) * (1.0 if validation is None else validation.scale)
 
