@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adaptive_subset.checks import shown
+from adaptive_subset.checks import group_of_each, number, shown
 from adaptive_subset.distributed import Ranks
 from adaptive_subset.gradients.per_sample import Criterion
+from adaptive_subset.gradients.pool_checks import is_map_style
 from adaptive_subset.gradients.share import read_shares, state_of_first_rank
 from adaptive_subset.gradients.source import GradientSource, Pool, PoolGradients, Reading
 from adaptive_subset.randomness import Purpose, seeded
@@ -29,10 +32,12 @@ class CandidatePool:
         budget: k, None where it is not known.
         fraction: in (0, 1], the share of them that a selection looks at.
         validation: what is to be matched instead of their own gradient, read in the same way.
+        groups: of the n samples, see `Selector`.
 
     Raises:
-        ValueError: a pool of another length, or a fraction that is not in range, or does not suit
-            strategy and budget.
+        TypeError: groups that are no whole numbers.
+        ValueError: a pool or groups of another length, groups for a strategy that does not divide
+            by them, or a fraction that is not in range, or does not suit strategy and budget.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class CandidatePool:
         *,
         fraction: float,
         validation: Pool | None,
+        groups: Any,
     ) -> None:
         if source.size not in (None, n):
             raise ValueError(
@@ -51,6 +57,7 @@ class CandidatePool:
                 f"{source.size}. A list is taken for samples: pass ready-made batches as "
                 "DataLoader(batches, batch_size=None)."
             )
+        fraction = number("pool_fraction", fraction)
         if not 0 < fraction <= 1:
             raise ValueError(f"`pool_fraction` must be in (0, 1], got {fraction}.")
         if fraction < 1 and source.size is None:
@@ -68,6 +75,7 @@ class CandidatePool:
                 f"`pool_fraction` must leave at least the budget of {budget} samples to choose "
                 f"from, got {fraction}, which leaves {round(fraction * n)}."
             )
+        self.groups = groups_of(groups, n, strategy)
         self.n = n
         self.strategy = strategy
         self.budget = budget
@@ -98,27 +106,27 @@ class CandidatePool:
             ValueError: the validation set has labels and the pool none, or the other way round;
                 see also `GradientSource.read`.
         """
-        indices, m, some = torch.arange(self.n), self.n, None
+        indices, m, some, groups = torch.arange(self.n), self.n, None, self.groups
         if self.fraction < 1:
             m = round(self.fraction * self.n)
             order = torch.randperm(self.n, generator=seeded(seed, epoch, Purpose.POOL))
             indices = some = order[:m].sort().values
             losses = None if losses is None else losses[indices]
             kept = None if kept is None else kept[indices]
+            groups = None if groups is None else groups[indices]
         expect = partial(self._check_memory, m)
         if ranks.size > 1:
-            return indices, self._spread(
-                ranks, model, criterion, some, m, expect, losses, kept, seed
-            )
+            candidates = self._spread(ranks, model, criterion, some, m, expect, seed)
+            return indices, replace(candidates, losses=losses, kept=kept, groups=groups)
         pool = self.source.read(model, criterion, some, m, expect, seed)
         validation = None
         if self.validation is not None:
             other = self.validation.read(model, criterion, None, self.validation.size, seed=seed)
-            _check_labels(pool, other)
+            self._check_fits(pool, other)
             scale = m / len(other.gradients)
             validation = Validation(other.gradients, other.classes, scale, other.last_layer)
         return indices, Candidates(
-            m, pool.gradients, pool.classes, validation, losses, pool.last_layer, kept
+            m, pool.gradients, pool.classes, validation, losses, pool.last_layer, kept, groups
         )
 
     def _spread(
@@ -129,8 +137,6 @@ class CandidatePool:
         some: Tensor | None,
         m: int,
         expect: Callable[[int], None],
-        losses: Tensor | None,
-        kept: Tensor | None,
         seed: int,
     ) -> Candidates:
         """The same of which each rank reads and holds a part."""
@@ -142,13 +148,11 @@ class CandidatePool:
                 validation = read_shares(
                     ranks, self.validation, model, criterion, None, size, seed=seed
                 )
-                _check_labels(pool.part, validation.part)
+                self._check_fits(pool.part, validation.part)
                 scale = m / len(validation)
         return SpreadCandidates(
             m,
             classes=pool.classes,
-            losses=losses,
-            kept=kept,
             share=pool,
             validation_share=validation,
             scale=scale,
@@ -157,6 +161,20 @@ class CandidatePool:
     def _check_memory(self, m: int, dim: int) -> None:
         if self.budget is not None:
             self.strategy.check_memory(m, dim, self.budget)
+
+    def _check_fits(self, pool: PoolGradients, validation: PoolGradients) -> None:
+        by_class = self.groups is None
+        if by_class and (validation.classes is None) != (pool.classes is None):
+            raise ValueError(
+                "`validation` must have class labels exactly where the pool has them, got targets "
+                f"of shape {tuple(validation.targets.shape)} and {tuple(pool.targets.shape)}."
+            )
+        if (found := validation.gradients.dim) != (expected := pool.gradients.dim):
+            raise ValueError(
+                "`validation` must run the head at several positions of a sample exactly where the "
+                f"pool does, got gradients of {found} numbers for {expected}. Pad it to more than "
+                "one position."
+            )
 
     def warn_if_augmented(self) -> None:
         """Say so once where the pool is what training sees, and that is augmented at random."""
@@ -169,12 +187,40 @@ class CandidatePool:
             )
 
 
-def _check_labels(pool: PoolGradients, validation: PoolGradients) -> None:
-    if (validation.classes is None) != (pool.classes is None):
-        raise ValueError(
-            "`validation` must have class labels exactly where the pool has them, got targets of "
-            f"shape {tuple(validation.targets.shape)} and {tuple(pool.targets.shape)}."
+def size_of(dataset: Any) -> int:
+    """n, the samples of a dataset to choose from.
+
+    Raises:
+        TypeError: it has no length, or no access by index.
+        ValueError: it is empty.
+    """
+    if not is_map_style(dataset):
+        raise TypeError(
+            "`dataset` must be map-style, with a length and access by index, got "
+            f"{type(dataset).__name__}. Subsets of a stream cannot be chosen; of a loader, "
+            "pass its dataset."
         )
+    if len(dataset) == 0:
+        raise ValueError("`dataset` must hold at least one sample to choose, got none.")
+    return len(dataset)
+
+
+def groups_of(groups: Any, n: int, strategy: Strategy) -> Tensor | None:
+    """The groups of n samples, (n,) int64 on the CPU, or None; see `Selector`.
+
+    Raises:
+        TypeError: they are no whole numbers.
+        ValueError: not one for each sample, or for a strategy that does not divide by them.
+    """
+    if groups is None:
+        return None
+    if not strategy.divides:
+        raise ValueError(
+            "`groups` must be left out for a strategy that chooses from all samples at once, got "
+            f"some for {strategy!r}. Use one that divides by them: GradMatch(), CRAIG() or "
+            "GLISTER() without a global scope, or a PerEpoch."
+        )
+    return group_of_each(groups, n)
 
 
 def source_of(

@@ -11,6 +11,7 @@ from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -113,6 +114,31 @@ def check_one_each(name: str, values: Tensor, n: int) -> None:
             f"`{name}` must hold one number for each of the {n} samples of the dataset, got "
             f"{len(values)}. Compute them on the dataset that is trained on."
         )
+
+
+def group_of_each(groups: Any, n: int) -> Tensor:
+    """`groups`, numbers of any kind for n samples, as (n,) int64 on the CPU; a copy.
+
+    Raises:
+        TypeError: they are no whole numbers.
+        ValueError: not one for each sample.
+    """
+    try:
+        given = groups if isinstance(groups, Tensor) else torch.from_numpy(np.array(groups))
+    except (TypeError, ValueError):  # names, or rows of several lengths
+        given = torch.zeros(0)
+    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        raise TypeError(
+            "`groups` must be whole numbers, a list, array or tensor of them, got "
+            f"{shown(groups)}. Number what has names: np.unique(names, return_inverse=True)[1]."
+        )
+    if given.ndim != 1:
+        raise ValueError(
+            "`groups` must hold one number for each sample of the dataset, got shape "
+            f"{tuple(given.shape)}."
+        )
+    check_one_each("groups", given, n)
+    return given.detach().to("cpu", torch.int64, copy=True)
 
 
 def digest(values: Tensor) -> str:

@@ -140,6 +140,8 @@ class Ranks:
         own: list[Tensor] = []
         self.step(lambda: own.append(compute()))
         (rows,) = own
+        if not math.prod(rows.shape[1:]):  # rows of no numbers, and none to send
+            return rows.new_empty(sum(received), *rows.shape[1:])
         flat = rows.cpu().contiguous().view(len(rows), math.prod(rows.shape[1:]))
         packed = flat.view(torch.uint8)
         arrived = packed.new_empty(sum(received), packed.shape[1])

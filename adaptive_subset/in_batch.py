@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from adaptive_subset.candidate_pool import groups_of
 from adaptive_subset.checks import natural, whole
 from adaptive_subset.gradients.head import Head
 from adaptive_subset.gradients.per_sample import Criterion
@@ -27,6 +31,7 @@ def select_in_batch(
     *,
     head: Head | None = None,
     target: int | str | None = None,
+    groups: Sequence[int] | np.ndarray[Any, Any] | Tensor | None = None,
     step: int = 0,
     seed: int = 0,
 ) -> Selection:
@@ -43,6 +48,7 @@ def select_in_batch(
             `model` now.
         budget: k in [1, n].
         head, target: see `GradientSource`.
+        groups: (n,) of the samples of the batch, see `Selector`.
         step, seed: of what is random, in place of an epoch.
 
     Returns:
@@ -85,6 +91,7 @@ def select_in_batch(
         raise ValueError(
             f"`budget` must be in [1, {candidates.n}], the samples of the batch, got {budget}."
         )
+    candidates = replace(candidates, groups=groups_of(groups, candidates.n, strategy))
     forward_seconds = time.perf_counter() - start
     choice = strategy.choose(candidates, budget, seed=seed, epoch=step)
     return as_selection(

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from adaptive_subset.candidate_pool import CandidatePool, source_of
-from adaptive_subset.checks import check_configuration, check_state, loss, natural, number
+from adaptive_subset.candidate_pool import CandidatePool, size_of, source_of
+from adaptive_subset.checks import check_configuration, check_state, digest, loss, natural
 from adaptive_subset.distributed import Ranks
 from adaptive_subset.gradients.per_sample import Criterion
-from adaptive_subset.gradients.pool_checks import is_map_style
 from adaptive_subset.gradients.source import GradientSource, Reading
 from adaptive_subset.loss_record import LossRecord
 from adaptive_subset.outcome import as_selection
@@ -57,7 +57,11 @@ class Selector:
         pool_fraction: share of the pool that a selection looks at, drawn afresh at each one. The
             pass costs that much less, or can come that much more often.
         validation: a dataset or iterable of batches whose gradient is matched instead of that of
-            the pool (`isValid` in the paper's Algorithm 1), for imbalanced or noisy training data.
+            the pool (`isValid` in the paper's Algorithm 1), for imbalanced or noisy training data,
+            or to train for a few samples of a target.
+        groups: (n,) whole numbers, the group of each sample: a domain, class or length. Each group
+            is chosen from by itself, in the place of each class, with its part of the budget (the
+            `shares` of a strategy). All of `validation` is what each is to match.
         weights: "mean-one" makes the weights of the loss have mean one over the subset, so that a
             learning rate found without it stays about right; "matched" keeps the length of the
             matched gradient, so that an epoch's steps add up to those of an epoch on all data. They
@@ -71,7 +75,7 @@ class Selector:
     Raises:
         ValueError: a budget that is not in range, both or neither of `fraction` and `budget`, a
             pool of another length, no samples.
-        TypeError: a dataset or pool without a length or random access.
+        TypeError: a dataset or pool without a length or random access, groups that are no numbers.
     """
 
     def __init__(
@@ -87,21 +91,13 @@ class Selector:
         pool: Dataset[Any] | Iterable[Any] | None = None,
         pool_fraction: float = 1.0,
         validation: Dataset[Any] | Iterable[Any] | None = None,
+        groups: Sequence[int] | np.ndarray[Any, Any] | Tensor | None = None,
         weights: Literal["mean-one", "matched"] = "mean-one",
         seed: int = 0,
         source: GradientSource | None = None,
         **reading: Unpack[Reading],
     ) -> None:
-        if not is_map_style(dataset):
-            raise TypeError(
-                "`dataset` must be map-style, with a length and access by index, got "
-                f"{type(dataset).__name__}. Subsets of a stream cannot be chosen; of a loader, "
-                "pass its dataset."
-            )
-        n = len(dataset)  # type: ignore[arg-type]
-        if n == 0:
-            raise ValueError("`dataset` must hold at least one sample to choose, got none.")
-        strategy = instance_of(strategy)
+        n, strategy = size_of(dataset), instance_of(strategy)
         if weights not in ("mean-one", "matched"):
             raise ValueError(f'`weights` must be "mean-one" or "matched", got {weights!r}.')
         source = source_of(dataset, pool, source, reading)
@@ -115,8 +111,10 @@ class Selector:
             tolerance=tolerance,
             size_varies=size_varies,
         )
-        fraction, k = number("pool_fraction", pool_fraction), self.sizing.budget
-        self.pool = CandidatePool(n, source, strategy, k, fraction=fraction, validation=validation)
+        k = self.sizing.budget
+        self.pool = CandidatePool(
+            n, source, strategy, k, fraction=pool_fraction, validation=validation, groups=groups
+        )
         self.weights = weights
         self.seed = natural("seed", seed)
         self.selection: Selection | None = None
@@ -240,7 +238,8 @@ class Selector:
                 "WeightedLoss(criterion, selector)."
             )
         if not self.strategy.needs_gradients:
-            return torch.arange(len(self)), Candidates(len(self), losses=losses, kept=kept)
+            everything = Candidates(len(self), losses=losses, kept=kept, groups=self.pool.groups)
+            return torch.arange(len(self)), everything
         if self.criterion is None:
             raise RuntimeError(
                 "`criterion` must be known to compute gradients, got none. Pass criterion= to the "
@@ -261,6 +260,7 @@ class Selector:
             "size_varies": self.sizing.varies,
             "strategy": repr(self.strategy),
             "pool_fraction": self.pool.fraction,
+            "groups": None if self.pool.groups is None else digest(self.pool.groups),
             "weights": self.weights,
             "seed": self.seed,
         }

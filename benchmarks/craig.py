@@ -130,7 +130,7 @@ def main() -> None:
         print(json.dumps(alone(path, int(budget))))
         return
     given = trained.candidates(options.data)
-    members = given.of_class(given.by_class()[options.label])
+    members = given.of_group(given.by_group()[options.label])
     rows = one_class(members, math.ceil(members.n / 10), options.repeats)
     measure.report(options.out, rows)
     large = one_problem(given, max(1, given.n // 100))

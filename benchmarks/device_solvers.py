@@ -70,11 +70,11 @@ def compared(
         start = time.perf_counter()
         choice = strategy.choose(given, budget, seed=0, epoch=0)  # positions are on the CPU
         seconds.append(time.perf_counter() - start)
-    classes, chosen = given.by_class(), set(choice.positions.tolist())
+    classes, chosen = given.by_group(), set(choice.positions.tolist())
     some = given.own_rows() if strategy.scope == "per-gradient" else given
     each, equal = [], 0
     for members in classes:
-        problem = some.of_class(members)
+        problem = some.of_group(members)
         start = time.perf_counter()
         picks = alone(strategy, problem, budget // len(classes))
         each.append(time.perf_counter() - start)

@@ -28,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
 
     given = trained.candidates(options.data)
-    problem = given.of_class(given.by_class()[options.label]).own_rows()
+    problem = given.of_group(given.by_group()[options.label]).own_rows()
     gradients = problem.atoms.compact()
     assert isinstance(gradients, DenseGradients)
     single = gradients.matrix.numpy(force=True)

@@ -22,9 +22,9 @@ STAGES = [
     ("head_recorder.py", "take", "features from the head"),
     ("storage.py", "append", "storing δ and h"),
     ("factored.py", "is_finite", "looking for NaN"),
-    ("strategy.py", "of_class", "one class after another"),
+    ("candidates.py", "of_group", "one class after another"),
     ("matching_pursuit.py", "omp", "matching pursuit"),
-    ("strategy.py", "relative_error", "relative error of the whole layer"),
+    ("candidates.py", "relative_error", "relative error of the whole layer"),
 ]
 
 

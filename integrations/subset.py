@@ -14,7 +14,7 @@ from adaptive_subset import AdaptiveSubsetSampler, Selection, Selector, Strategy
 OPTIONS = (
     *("fraction", "budget", "tolerance"),
     *("every", "epochs", "warm_start"),
-    *("pool", "pool_fraction", "validation", "weights", "seed"),
+    *("pool", "pool_fraction", "validation", "groups", "weights", "seed"),
     *("head", "target", "batch_size", "num_workers", "storage_dtype", "sketch", "progress"),
 )
 _OF_SAMPLER = ("every", "epochs", "warm_start")

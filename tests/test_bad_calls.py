@@ -65,6 +65,7 @@ SELECTOR: dict[str, list[Any]] = {
     "seed": [*WHOLE, -1],
     "source": [3, DATA],
     "weights": [None, "matching", True],
+    "groups": [3, "ab", [0.5] * N, [0] * 7, [True] * N, {"a": 1}],
     "size_vary": [True],  # no argument of this name
 }
 SAMPLER: dict[str, list[Any]] = {

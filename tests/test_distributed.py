@@ -67,6 +67,7 @@ DIFFERING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "num_replicas": ({"num_replicas": 1, "rank": 0}, {}),
     "warm_epochs": ({"epochs": 4, "warm_start": 0.5}, {"epochs": 4, "warm_start": 0.75}),
     "pool_fraction": ({}, {"pool_fraction": 0.75}),
+    "groups": ({"groups": [0, 1] * 20}, {"groups": [1, 0] * 20}),
 }
 # What only rank 0, which selects, raises.
 FAILURES: dict[str, BaseException] = {

@@ -204,19 +204,48 @@ FACTORS = ["2.lora_A.default", "2.lora_B.default"]
 @pytest.mark.parametrize("kind", [nn.Sequential, WithClassifier])
 def test_an_adapter_around_the_head_is_matched_factor_by_factor(kind: Any) -> None:
     model = kind(nn.Linear(6, 8), nn.Tanh(), LoRA(nn.Linear(8, 4)))
-    check(model, FACTORS, FACTORS)
+    for head in (None, "2", FACTORS):
+        check(model, FACTORS, head)
     check(model, FACTORS[1:], FACTORS[1])
 
 
-def test_an_adapter_is_not_matched_by_halves() -> None:
-    layers = nn.Linear(6, 8), nn.Tanh(), LoRA(nn.Linear(8, 4))
-    message = r"trained and frozen layers.*base_layer.*lora_B.*list of those.*\['2.lora_A.*lora_B"
-    with pytest.raises(ValueError, match=message):
-        gradients_of(WithClassifier(*layers).double())
-    with pytest.raises(ValueError, match=message):
-        gradients_of(nn.Sequential(*layers).double(), "2")
-    with pytest.raises(ValueError, match=r"comes from 2 layers.*Pass head=.*lora_A.*lora_B"):
-        gradients_of(nn.Sequential(*layers).double())
+class Beside(nn.Module):
+    """A frozen and a trained layer that are added up, but no adapter: the body is trained too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.other = nn.Linear(6, 8), nn.Linear(8, 4)
+        self.frozen = nn.Linear(8, 4).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x).tanh()
+        return self.frozen(h) + self.other(h)
+
+
+def test_trained_and_frozen_layers_that_are_added_up_are_no_adapter() -> None:
+    with pytest.raises(ValueError, match=r"comes from 2 layers.*Pass head=.*'body', 'other'"):
+        gradients_of(Beside().double())
+    inner = nn.Sequential(Beside()).double()
+    with pytest.raises(ValueError, match=r"trained and frozen layers.*0.other.*0.frozen.*list of"):
+        gradients_of(inner, "0")
+
+
+class Magnitude(LoRA):
+    """As in DoRA: an adapter that trains more than its factors."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__(base)
+        self.magnitude = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.magnitude
+
+
+@pytest.mark.parametrize("head", [None, "2"])
+def test_an_adapter_is_not_matched_by_halves(head: str | None) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), Magnitude(nn.Linear(8, 4))).double()
+    with pytest.raises(ValueError, match=r"'2' must be adapted by linear layers.*\['magnitude'\]"):
+        gradients_of(model, head)
 
 
 class SavedCopy(nn.Module):

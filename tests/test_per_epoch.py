@@ -603,5 +603,5 @@ def test_what_is_kept_follows_the_part_of_the_pool_that_is_looked_at() -> None:
     assert found.kept is not None
     assert len(found.kept) == N // 2
     assert torch.equal(found.kept, found.losses)
-    members = found.by_class()[1]
-    assert torch.equal(found.of_class(members).kept, found.losses[members])  # type: ignore[arg-type]
+    members = found.by_group()[1]
+    assert torch.equal(found.of_group(members).kept, found.losses[members])  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ from adaptive_subset import (
     Selection,
     Selector,
     Strategy,
+    TokenLoss,
 )
 from adaptive_subset.gradients import GradientSource
 from adaptive_subset.strategies import draws, scores
@@ -51,6 +52,13 @@ def soft(n: int = N) -> Dataset[Any]:
     (x, y), generator = data(n)[:], torch.Generator().manual_seed(1)
     targets = torch.rand(len(y), CLASSES, generator=generator).softmax(1)
     return TensorDataset(x, targets)
+
+
+def tagged(n: int = N, seed: int = 0) -> Dataset[Any]:
+    """A label for each of the 6 numbers of a sample, some of them none."""
+    (x, _), generator = data(n, seed)[:], torch.Generator().manual_seed(seed + 2)
+    labels = torch.randint(-1, CLASSES, x.shape, generator=generator)
+    return TensorDataset(x, labels.masked_fill(labels < 0, -100))
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,8 @@ class Alike(scores.Score):
 
 Options = dict[str, Any]
 VALIDATED: Options = {"validation": data(37, seed=1)}
+GROUPS: Options = {"groups": torch.arange(N) * 7 % 5 // 2}  # 0, 1, 2 of 36, 36 and 18
+TOKENS: Options = {"dataset": tagged(), "model": models.Positions, "criterion": TokenLoss()}
 MSE: Options = {"dataset": soft(), "criterion": nn.MSELoss()}
 CASES: dict[str, Options] = {
     "gradmatch": {"strategy": GradMatch()},
@@ -140,6 +150,39 @@ CASES: dict[str, Options] = {
         }.items()
         if not (what in ("validation", "both") and name == "craig-pb")
         and not (what == "tolerance" and name in ("glister", "one's own", "gradient-norm"))
+    },
+    **{
+        f"{name}, groups{what}": {"strategy": strategy, **GROUPS, **more}
+        for what, more in {
+            "": {},
+            " and validation": VALIDATED,
+            " of a part": {"pool_fraction": 0.7, **VALIDATED},
+        }.items()
+        for name, strategy in {
+            "gradmatch": GradMatch(),
+            "craig": CRAIG(shares="equal"),
+            "glister": GLISTER(),
+            "gradient-norm": GradientNorm(),
+            "drawn": PerEpoch(scores.Equal(), shares="equal"),
+        }.items()
+        if not (what and name in ("gradient-norm", "drawn"))
+    },
+    **{
+        f"{name}, {how}{what}": {"strategy": strategy, **TOKENS, **size, **more}
+        for how, size in {"tokens": {}, "sketches": {"sketch": 16}}.items()
+        for what, more in {
+            "": {},
+            " and groups": GROUPS,
+            " and validation": {"validation": tagged(37, seed=1)},
+            " and both": {"validation": tagged(37, seed=1), **GROUPS},
+        }.items()
+        for name, strategy in {
+            "gradmatch": GradMatch(),
+            "gradmatch-pb": GradMatchPB(batch_size=6),
+            "craig": CRAIG(),
+            "gradient-norm": GradientNorm(),
+        }.items()
+        if not (name == "gradmatch-pb" and what in (" and groups", " and both"))
     },
 }
 

@@ -16,7 +16,7 @@ import pytest
 import adaptive_subset
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("scores", "draws", "sizes", "by_group")
+PARTS = ("scores", "draws", "sizes")
 ADAPTERS = {
     "lightning_callback": ["SubsetCallback"],
     "transformers_trainer": ["SubsetMixin", "SubsetTrainer"],

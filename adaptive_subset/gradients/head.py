@@ -20,7 +20,8 @@ def find_heads(
 
     Tried in this order: the argument; timm's ``model.get_classifier()``; the one linear layer
     that the output of a real forward pass leads back to. A container stands for the linear layers
-    that its own output leads back to, all of them where it adds several up. 1×1 convolutions count
+    that its own output leads back to, all of them where it adds several up. A frozen layer with an
+    adapter beside it, as peft makes them, stands for the adapter's layers. 1×1 convolutions count
     as linear layers.
 
     Args:
@@ -30,14 +31,15 @@ def find_heads(
         forward: runs the model once on a few samples, with gradients enabled.
 
     Raises:
-        ValueError: none or more than one found, trained and frozen layers that are added up, or a
-            layer that is no linear map (see `check_linear`). The message lists the candidates.
+        ValueError: none or more than one found, trained and frozen layers that are added up, an
+            adapter that is not of linear layers alone, or a layer that is no linear map (see
+            `check_linear`). The message lists the candidates.
     """
     trace = _Trace(model, forward)
     if head is None and callable(classifier := getattr(model, "get_classifier", None)):
         head = _usable(classifier())
     if head is None:
-        found = [_search(model, trace)]
+        found = _search(model, trace)
     else:
         items = [head] if isinstance(head, (str, nn.Module)) else head
         found = [layer for item in items for layer in _inside(model, item, trace)]
@@ -47,8 +49,8 @@ def find_heads(
     return heads
 
 
-def _search(model: nn.Module, trace: _Trace) -> nn.Module:
-    """The one linear layer that the output leads back to."""
+def _search(model: nn.Module, trace: _Trace) -> list[nn.Module]:
+    """The one linear layer that the output leads back to, or its adapter."""
     ends, loose = trace.ends(trace.output)
     if loose is not None:
         raise ValueError(
@@ -57,7 +59,9 @@ def _search(model: nn.Module, trace: _Trace) -> nn.Module:
             f"{type(model).__name__}."
         )
     if len(ends) == 1 and isinstance(ends[0], LINEAR):
-        return ends[0]
+        return ends
+    if adapter := _adapter(model, ends, trace):
+        return adapter
     raise ValueError(
         f"`head` could not be found: the output of {type(model).__name__} comes from {len(ends)} "
         f"layers with parameters {trace.listed(ends)}, and exactly one linear layer is needed. "
@@ -92,10 +96,12 @@ def _inside(model: nn.Module, item: str | nn.Module, trace: _Trace) -> list[nn.M
     # A list of layers is never called itself: what counts then is the output of the model.
     ends, _ = trace.ends(trace.outputs.get(module, trace.output))
     ends = [layer for layer in ends if layer in within]
-    trained = [layer for layer in ends if any(p.requires_grad for p in layer.parameters())]
+    trained = [layer for layer in ends if _is_trained(layer)]
     if not ends or not all(layer in trace.inputs for layer in ends):
         problem = f"that ends in {trace.listed(ends)}"
-    elif trained and len(trained) < len(ends):  # an adapter beside the layer that it adapts
+    elif adapter := _adapter(model, ends, trace):
+        return adapter
+    elif trained and len(trained) < len(ends):
         problem = f"that adds up trained and frozen layers {trace.listed(ends)}"
     else:
         return ends
@@ -104,6 +110,35 @@ def _inside(model: nn.Module, item: str | nn.Module, trace: _Trace) -> list[nn.M
         f"({type(module).__name__}) {problem}. Pass one or a list of those to match: "
         f"{trace.linear(within)}."
     )
+
+
+def _adapter(model: nn.Module, ends: list[nn.Module], trace: _Trace) -> list[nn.Module]:
+    """The trained layers of the adapter that `ends` are of, with the frozen layer that it adapts.
+
+    That layer has the name that peft gives it, and is beside the adapter; empty where it is not so.
+    """
+    frozen = [trace.names[layer] for layer in ends if not _is_trained(layer)]
+    around = frozen[0].removesuffix(".base_layer") if len(frozen) == 1 < len(ends) else ""
+    if around in ("", *frozen):
+        return []
+    adapted = model.get_submodule(around)
+    within = set(adapted.modules())
+    layers = [layer for layer in trace.inputs if layer in within and _is_trained(layer)]
+    if not within.issuperset(ends):
+        return []
+    known = {parameter for layer in layers for parameter in layer.parameters()}
+    beside = [n for n, p in adapted.named_parameters() if p.requires_grad and p not in known]
+    if beside:
+        raise ValueError(
+            f"`head` {around!r} must be adapted by linear layers alone, got an adapter that trains "
+            f"{beside} beside them. Train a plain one (LoRA without DoRA), name another layer of "
+            f"{trace.linear()}, or take a strategy that needs no gradients."
+        )
+    return layers
+
+
+def _is_trained(layer: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in layer.parameters())
 
 
 def _resolved(model: nn.Module, item: str | nn.Module, trace: _Trace) -> nn.Module:
@@ -183,7 +218,7 @@ class _Trace:
     def linear(self, within: set[nn.Module] | None = None) -> list[str]:
         """Names of the linear layers that fired, without frozen ones where others are trained."""
         layers = [layer for layer in self.inputs if within is None or layer in within]
-        trained = [m for m in layers if any(p.requires_grad for p in m.parameters())]
+        trained = [layer for layer in layers if _is_trained(layer)]
         return [self.names[layer] for layer in trained or layers]
 
     def listed(self, layers: Iterable[nn.Module]) -> str:

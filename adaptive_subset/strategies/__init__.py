@@ -4,6 +4,7 @@ What trains on a fresh subset in every epoch is a combination of `scores`, `draw
 `PerEpoch`; `methods` is the table of those with names.
 """
 
+from adaptive_subset.strategies.candidates import Candidates, Choice, Validation
 from adaptive_subset.strategies.craig import CRAIG, CRAIGPB
 from adaptive_subset.strategies.glister import GLISTER
 from adaptive_subset.strategies.gradmatch import GradMatch, GradMatchPB
@@ -21,7 +22,7 @@ from adaptive_subset.strategies.methods import (
 )
 from adaptive_subset.strategies.per_epoch import PerEpoch
 from adaptive_subset.strategies.random import FreshRandom, Random
-from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy, Validation
+from adaptive_subset.strategies.strategy import Strategy
 
 #: Every strategy by the name that command lines use.
 STRATEGIES: dict[str, type[Strategy]] = {

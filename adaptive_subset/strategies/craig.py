@@ -11,6 +11,7 @@ from torch import Tensor
 from adaptive_subset.gradients import Gradients
 from adaptive_subset.gradients.protocol import Index
 from adaptive_subset.randomness import Purpose, seeded
+from adaptive_subset.strategies.candidates import Candidates, Choice
 from adaptive_subset.strategies.division import (
     Problem,
     Scope,
@@ -28,7 +29,7 @@ from adaptive_subset.strategies.solvers.facility_location import (
     facility_location,
     tiles,
 )
-from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy
+from adaptive_subset.strategies.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class CRAIG(Strategy):
 
     spreads = True
     needs_gradients = True
+
+    @property
+    def divides(self) -> bool:  # type: ignore[override]
+        return self.scope != "global"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,8 +1,8 @@
 """What strategies share to divide a selection into smaller ones.
 
-By class, with a part of the budget each, and the choices put together again (`by_problem`, with
-`shared`); by mini-batch (`by_batch`); and what is done where such a
-problem spends less than its part (`fill`, `warn_if_mostly_filled`).
+By group or class, with a part of the budget each, and the choices put together again (`by_problem`,
+with `shared`); by mini-batch (`by_batch`); and what is done where such a problem spends less than
+its part (`fill`, `warn_if_mostly_filled`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from adaptive_subset.gradients import Gradients
 from adaptive_subset.randomness import Purpose, seeded
-from adaptive_subset.strategies.strategy import Candidates, Choice, Opened
+from adaptive_subset.strategies.candidates import Candidates, Choice, Opened
 
 Scope = Literal["per-gradient", "per-class", "global"]
 Shares = Literal["proportional", "equal"]
@@ -56,17 +56,17 @@ def by_problem(
     """The choices of each problem that `scope` divides the candidates into, put together.
 
     Args:
-        candidates: to be divided by class; where there are no classes they are one problem.
+        candidates: to be divided by group, or by class; without either they are one problem.
         budget: k, to be shared between the problems.
         solve: makes the choice of each problem, all of them or those of this rank.
         scope, shares: see `GradMatch`.
         seed, epoch: see `Strategy.select`.
     """
-    divided = scope != "global" and candidates.classes is not None
-    problems = candidates.by_class() if divided else [torch.arange(candidates.n)]
+    divided = scope != "global" and candidates.divisions is not None
+    problems = candidates.by_group() if divided else [torch.arange(candidates.n)]
     sizes = shared([len(members) for members in problems], budget, shares)
     solved = [(members, size) for members, size in zip(problems, sizes, strict=True) if size]
-    if divided and scope == "per-gradient":
+    if divided and scope == "per-gradient" and candidates.groups is None:
         candidates = candidates.own_rows()
 
     def choose(places: Opened) -> list[Choice]:

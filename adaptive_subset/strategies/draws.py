@@ -12,9 +12,9 @@ from torch import Generator, Tensor
 
 from adaptive_subset.checks import check_fields
 from adaptive_subset.randomness import resample
+from adaptive_subset.strategies.candidates import Choice
 from adaptive_subset.strategies.sizes import check_epochs
 from adaptive_subset.strategies.solvers.k_means import group_edges
-from adaptive_subset.strategies.strategy import Choice
 
 
 class Draw(ABC):

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from adaptive_subset.strategies.candidates import Candidates, Choice
 from adaptive_subset.strategies.division import (
     Problem,
     Shares,
@@ -15,7 +16,7 @@ from adaptive_subset.strategies.division import (
     fill,
     warn_if_mostly_filled,
 )
-from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy
+from adaptive_subset.strategies.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,17 @@ class GLISTER(Strategy):
         lr: η of the look-ahead step, which stands for all the steps until the next selection: of
             the size of the sum of their learning rates, times 1/(1 − momentum). Much smaller, and
             one pick does not change what the next one is worth.
-        refreshes: how often the validation gradient is computed in a selection, at least 1.
+        refreshes: how often the validation gradient is computed in a selection, at least 1. With
+            1 no step is looked ahead: chosen are the samples whose gradients point most along the
+            validation gradient as it stands, on any model, tokens and pixels too.
         scope: "per-class": each class by itself, from its own validation samples and with its own
             part of the budget; "global": the paper's.
-        shares: of the classes, see `GradMatch`.
+        shares: of the classes, or of the groups of the Selector, see `GradMatch`.
 
     Raises:
-        ValueError: on a model whose output is not that of its one last layer, whose change
-            therefore cannot be followed.
+        ValueError: more than one of `refreshes` on a model whose output is not that of its one last
+            layer, or whose last layer runs at many positions: what a step of that layer changes
+            cannot be followed.
     """
 
     lr: float = 5.0
@@ -55,6 +59,10 @@ class GLISTER(Strategy):
 
     spreads = True
     needs_gradients = True
+
+    @property
+    def divides(self) -> bool:  # type: ignore[override]
+        return self.scope != "global"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,7 +94,8 @@ class GLISTER(Strategy):
         closed = torch.zeros(candidates.n, dtype=atoms.dtype, device=atoms.device)
         chosen = torch.zeros(0, dtype=torch.int64, device=atoms.device)
         while len(chosen) < budget:
-            scores = atoms.correlate(candidates.target_after(step))
+            toward = candidates.target_after(step) if len(chosen) else candidates.target
+            scores = atoms.correlate(toward)
             if not bool(scores.any()):
                 break
             order = (scores + closed).argsort(descending=True, stable=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adaptive_subset.gradients import Gradients
 from adaptive_subset.randomness import Purpose, seeded
+from adaptive_subset.strategies.candidates import Candidates, Choice
 from adaptive_subset.strategies.division import (
     Problem,
     Scope,
@@ -25,7 +26,7 @@ from adaptive_subset.strategies.division import (
 from adaptive_subset.strategies.solvers.atoms import Atoms, atoms_of
 from adaptive_subset.strategies.solvers.batched_pursuit import Matching, omp_together
 from adaptive_subset.strategies.solvers.matching_pursuit import OMPResult, omp
-from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy
+from adaptive_subset.strategies.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,12 @@ class GradMatch(_Matching):
         scope: "per-gradient" (the paper's default, §4) solves a problem for each class, with the
             budget shared in proportion to the class sizes, and matches only the row of the last
             layer that belongs to the class; "per-class" matches the whole last layer class by
-            class; "global" the whole last layer of all classes at once. Targets that are no class
-            labels (regression, soft labels) are always matched globally.
-        shares: "proportional" gives each class a part of the budget by its size, "equal" the same.
+            class; "global" the whole last layer of all classes at once. Where the Selector was
+            given `groups`, they take the place of the classes, and have the whole last layer
+            matched. Without, targets that are no class labels (regression, tokens) are always
+            matched globally.
+        shares: "proportional" gives each class, or group, a part of the budget by its size, "equal"
+            the same.
 
     Examples:
         >>> GradMatch(scope="global").scope
@@ -157,6 +161,10 @@ class GradMatch(_Matching):
 
     scope: Scope = "per-gradient"
     shares: Shares = "proportional"
+
+    @property
+    def divides(self) -> bool:  # type: ignore[override]
+        return self.scope != "global"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,18 +5,23 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, field
 
+import torch
+
 from adaptive_subset.loss_record import Memory
 from adaptive_subset.randomness import Purpose, seeded
+from adaptive_subset.strategies.candidates import Candidates, Choice
+from adaptive_subset.strategies.division import Shares, check_shares, shared
 from adaptive_subset.strategies.draws import Draw, Proportional, uniform
 from adaptive_subset.strategies.scores import LastLoss, Score
 from adaptive_subset.strategies.sizes import Constant, Size
-from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy
+from adaptive_subset.strategies.strategy import Strategy
 
 
 class Combination(Strategy):
     """A strategy that is made of parts; what they need, it needs."""
 
     every = 1
+    divides = True
 
     @abstractmethod
     def parts(self) -> PerEpoch:
@@ -61,7 +66,7 @@ class Combination(Strategy):
         """See `Strategy.select`.
 
         Raises:
-            ValueError: a score is infinite.
+            ValueError: a score is infinite, or there are equal shares and no groups.
         """
         parts, n = self.parts(), candidates.n
         scores = parts.score.of(candidates)
@@ -70,7 +75,25 @@ class Combination(Strategy):
         generator = seeded(seed, epoch, Purpose.SELECTION)
         if parts.draw.sizes_itself and (size := parts.size.at(n, None, epoch)) is not None:
             return uniform(n, size, generator)
-        return parts.draw.draw(scores, budget, epoch=epoch, generator=generator)
+        if candidates.groups is None:
+            if parts.shares == "equal":
+                raise ValueError(
+                    '`shares` must be "proportional" where nothing divides the samples, got '
+                    '"equal". Say what does: Selector(…, groups=labels).'
+                )
+            return parts.draw.draw(scores, budget, epoch=epoch, generator=generator)
+        groups = candidates.by_group()
+        sizes = [len(members) for members in groups]
+        itself = parts.draw.sizes_itself
+        budgets = sizes if itself else shared(sizes, budget, parts.shares)
+        positions, weights = [], []
+        for members, size in zip(groups, budgets, strict=True):
+            if size:
+                own = parts.draw.draw(scores[members], size, epoch=epoch, generator=generator)
+                counts = 1.0 if itself else (size / len(members)) * (n / budget)
+                positions.append(members[own.positions])
+                weights.append(own.weights * counts)
+        return Choice(torch.cat(positions), torch.cat(weights))
 
 
 @dataclass(frozen=True)
@@ -83,10 +106,13 @@ class PerEpoch(Combination):
         score: what a sample has to teach, see `adaptive_subset.strategies.scores`.
         draw: who is chosen, with what weight, see `adaptive_subset.strategies.draws`.
         size: how many there are in an epoch, see `adaptive_subset.strategies.sizes`.
+        shares: of the groups that the Selector was given, in each of which is drawn by itself:
+            "proportional" to their sizes, or "equal", with which rare groups count in training as
+            much as frequent ones. A draw that sizes itself takes what it finds in each.
 
     Raises:
         TypeError: a part that is none, such as a class in place of an instance.
-        ValueError: a size that needs a budget, with a draw that takes none.
+        ValueError: a size that needs a budget, or equal shares, with a draw that takes no budget.
 
     Examples:
         >>> from adaptive_subset.strategies import draws, scores, sizes
@@ -98,6 +124,7 @@ class PerEpoch(Combination):
     score: Score = field(default_factory=LastLoss)
     draw: Draw = field(default_factory=Proportional)
     size: Size = field(default_factory=Constant)
+    shares: Shares = "proportional"
 
     def __post_init__(self) -> None:
         for name, kind in (("score", Score), ("draw", Draw), ("size", Size)):
@@ -110,6 +137,13 @@ class PerEpoch(Combination):
             raise ValueError(
                 f"`size` must leave the size to a draw that sizes itself, got {self.size!r} for "
                 f"{self.draw!r}. Use Constant() or FullAtEnd(...)."
+            )
+
+        check_shares(self.shares)
+        if self.draw.sizes_itself and self.shares == "equal":
+            raise ValueError(
+                '`shares` must be "proportional" for a draw that sizes itself, got "equal" for '
+                f"{self.draw!r}. Use a draw that takes a budget."
             )
 
     def parts(self) -> PerEpoch:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from adaptive_subset.randomness import Purpose, seeded, shard
-from adaptive_subset.strategies.strategy import Candidates, Choice, Strategy
+from adaptive_subset.strategies.candidates import Candidates, Choice
+from adaptive_subset.strategies.strategy import Strategy
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adaptive_subset.checks import check_fields, check_one_each, digest, shown
 from adaptive_subset.loss_record import Memory
-from adaptive_subset.strategies.strategy import Candidates
+from adaptive_subset.strategies.candidates import Candidates
 
 
 class Score(ABC):

@@ -13,7 +13,7 @@ from torch import Tensor
 from adaptive_subset.gradients import BatchGradients, DenseGradients, Gradients
 from adaptive_subset.gradients.share import Share
 from adaptive_subset.precision import full_precision
-from adaptive_subset.strategies.strategy import Candidates, Choice, Opened, Validation, errors_of
+from adaptive_subset.strategies.candidates import Candidates, Choice, Opened, Validation, errors_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,17 +75,17 @@ class SpreadCandidates(Candidates):
         """See `Candidates.solved`: each rank solves some problems, rank 0 that of all."""
         ranks = self.share.ranks
         if problems is None:
-            whole = self._dealt([torch.arange(self.n)], [0], by_class=False)
+            whole = self._dealt([torch.arange(self.n)], [0], divided=False)
             return [ranks.first(lambda: _on_cpu(solve({0: lambda: whole})[0]))]
         owners = fair_owners([len(members) ** 2 for members in problems], ranks.size)
-        candidates = self._dealt(problems, owners, by_class=True)
+        candidates = self._dealt(problems, owners, divided=True)
 
         def own() -> dict[int, Choice]:
             given, start = {}, 0
             for place, members in enumerate(problems):
                 if owners[place] == ranks.rank:
                     stop = start + len(members)
-                    given[place] = partial(candidates.of_class, torch.arange(start, stop))
+                    given[place] = partial(candidates.of_group, torch.arange(start, stop))
                     start = stop
             return dict(zip(given, map(_on_cpu, solve(given)), strict=True))
 
@@ -111,7 +111,7 @@ class SpreadCandidates(Candidates):
         ranks, held = self.share.ranks, self.share.part.gradients
         numbers = sum(rows[:1].flatten(1).shape[1] for rows in held.rows())
         if len(members) * held.dim > self.n * numbers:
-            whole = self._dealt([torch.arange(self.n)], [0], by_class=False)
+            whole = self._dealt([torch.arange(self.n)], [0], divided=False)
             return cache(lambda: BatchGradients(whole.atoms, members.to(self.device)))
         parts = torch.tensor_split(members, ranks.size)
         samples = self.share.dealt([part.flatten() for part in parts]).gradients
@@ -125,27 +125,17 @@ class SpreadCandidates(Candidates):
         each = torch.arange(len(matrix), device=self.device)[:, None]
         return cache(lambda: BatchGradients(DenseGradients(matrix), each))
 
-    def _dealt(self, problems: list[Tensor], owners: list[int], *, by_class: bool) -> Candidates:
+    def _dealt(self, problems: list[Tensor], owners: list[int], *, divided: bool) -> Candidates:
         """This rank's problems, one after the other, with what is to be matched in them."""
         positions, known = torch.cat(problems), self.derived.get("dealt")
-        if known is not None and known[0] == (owners, by_class) and known[1].equal(positions):
+        if known is not None and known[0] == (owners, divided) and known[1].equal(positions):
             result: Candidates = known[2]
             return result
         groups = [_joined(problems, owners, rank) for rank in range(self.share.ranks.size)]
         part, own = self.share.dealt(groups), groups[self.share.ranks.rank]
-        validation, classes = self.validation_share, self.classes
-        dealt = None
+        validation, dealt = self.validation_share, None
         if validation is not None:
-            place = torch.zeros(len(validation), dtype=torch.int64)  # of all to rank 0
-            if by_class:
-                assert classes is not None
-                assert validation.classes is not None
-                labels = torch.stack([classes[members[0]] for members in problems])
-                near = torch.searchsorted(labels, validation.classes).clamp(max=len(labels) - 1)
-                place = torch.tensor(owners)[near]
-                place[labels[near] != validation.classes] = -1
-            parts = [(place == rank).nonzero()[:, 0] for rank in range(len(groups))]
-            some = validation.dealt(parts)
+            some = validation.dealt(self._validation_of(problems, owners, divided=divided))
             dealt = Validation(some.gradients, some.classes, self.scale, some.last_layer)
         candidates = Candidates(
             len(own),
@@ -155,9 +145,27 @@ class SpreadCandidates(Candidates):
             None if self.losses is None else self.losses[own],
             part.last_layer,
             None if self.kept is None else self.kept[own],
+            None if self.groups is None else self.groups[own],
         )
-        self.derived["dealt"] = (owners, by_class), positions, candidates
+        self.derived["dealt"] = (owners, divided), positions, candidates
         return candidates
+
+    def _validation_of(
+        self, problems: list[Tensor], owners: list[int], *, divided: bool
+    ) -> list[Tensor]:
+        """The positions of the validation samples that each rank needs for its problems."""
+        validation, classes, ranks = self.validation_share, self.classes, self.share.ranks
+        assert validation is not None
+        if not divided or self.groups is not None:  # all of them, for whatever is solved
+            every = torch.arange(len(validation))
+            return [every if rank in owners else every[:0] for rank in range(ranks.size)]
+        assert classes is not None
+        assert validation.classes is not None
+        labels = torch.stack([classes[members[0]] for members in problems])
+        near = torch.searchsorted(labels, validation.classes).clamp(max=len(labels) - 1)
+        place = torch.tensor(owners)[near]
+        place[labels[near] != validation.classes] = -1
+        return [(place == rank).nonzero()[:, 0] for rank in range(ranks.size)]
 
 
 def fair_owners(costs: list[int], ranks: int) -> list[int]:

@@ -80,7 +80,11 @@ class Method:
             fixed["by_class"] = True
         if self.within > 1:
             fixed["within"] = self.within
-        return {"strategy": repr(self.strategy(plan)), "every": self.every(plan), **fixed}
+        strategy = self.strategy(plan)
+        name = repr(strategy)
+        if isinstance(strategy, PerEpoch):  # nor the shares that `by_class` sets
+            name = name.replace(", shares='proportional')", ")")
+        return {"strategy": name, "every": self.every(plan), **fixed}
 
 
 @dataclass(frozen=True)

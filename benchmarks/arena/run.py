@@ -19,7 +19,6 @@ from adaptive_subset import (
     select_in_batch,
 )
 from adaptive_subset.energy import EnergyMeter
-from adaptive_subset.strategies.by_group import ByGroup
 from adaptive_subset.strategies.per_epoch import Combination
 from benchmarks.arena.data import Batches, Data, Samples, as_it_is
 from benchmarks.arena.methods import Method, Plan
@@ -51,8 +50,7 @@ class Epochs:
         strategy = None if method.strategy is None else method.strategy(plan)
         if method.by_class:
             assert isinstance(strategy, Combination)
-            parts = strategy.parts()
-            strategy = replace(parts, draw=ByGroup(parts.draw, data.train.labels, "equal"))
+            strategy = replace(strategy.parts(), shares="equal")
         self.within = strategy if method.within > 1 else None
         self._batch_size, self._seed, self._unweighted = task.batch_size, seed, self.criterion
         if strategy is None or self.within is not None:
@@ -74,6 +72,7 @@ class Epochs:
             budget=None if strategy.sizes_itself else self.budget,
             pool_fraction=part,
             validation=None if match is None else _whole(Batches(match.to(device))),
+            groups=data.train.labels if method.by_class else None,
             weights=method.weights,
             seed=seed,
         )
