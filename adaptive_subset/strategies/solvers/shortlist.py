@@ -42,7 +42,7 @@ class Shortlist:
         self.norms, self.target = norms, target
         self.cost = 12 + len(target) / 4  # of a list: so many reads of all atoms, as measured
         self.pause = self.looks = 2.0 * len(target)  # looks until the next list
-        self.size, self.limit = 512, 1.0  # of the next list; its ρ
+        self.size, self.limit = 1 << 14, 1.0  # of the next list; its ρ
         self.open = False
 
     def is_due(self, reach: int) -> bool:
@@ -75,7 +75,10 @@ class Shortlist:
         self.stale = 3 * self.cost * len(c)  # it has read more than is worth a new one
         self.read, self.picks, self.furthest = 0, 0, 0.0
         self.open = True
-        self.follow(r)
+        if len(self.places):
+            self.follow(r)
+        else:  # all equal
+            self.close()
 
     def _heights(self, matrix: Array, c: Array, root: Array) -> Array:
         """hᵢ of the first atoms, rounded up."""
@@ -125,5 +128,5 @@ class Shortlist:
                 self.limit = 1.2 * self.furthest
                 if 3 * self.read < self.stale:
                     self.size *= 2
-            self.pause = 1 if self.picks > self.cost else min(2 * self.pause, 16 * self.cost)
+            self.pause = 1 if self.picks > self.cost else min(2 * self.pause, 8 * self.cost)
             self.looks = self.pause
