@@ -1,11 +1,14 @@
 """Selection from up to as many samples as ImageNet has: seconds and memory of the solvers.
 
     python -m benchmarks.scale
+    python -m benchmarks.scale --classes 10 --features 10 --fraction 0.1 --strategies gradmatch \
+        --sizes 200000 2000000
 
 Gradients are made with a seed, like those of a trained classifier: features gather around a centre
 for each class, logits are products with these centres, δ = softmax − one-hot. Each size runs in a
 process of its own, so that its peak of memory is its own; it holds the gradients in half precision,
 as `Selector(storage_dtype=torch.float16)` keeps them, and selects 30 % of the samples.
+`of the processor`: seconds of the processor, where the clock also counts what else the machine does.
 """
 
 from __future__ import annotations
@@ -24,47 +27,47 @@ from adaptive_subset.gradients.factored import FactoredGradients
 from adaptive_subset.strategies import Candidates
 from benchmarks import measure
 
-CLASSES, FEATURES = 1000, 512
 IMAGENET = 1_281_167
 BATCH = 256
 
 
-def candidates(n: int) -> Candidates:
+def candidates(n: int, classes: int, features: int) -> Candidates:
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(CLASSES, FEATURES, generator=generator)
-    labels = torch.randint(CLASSES, (n,), generator=generator)
-    delta = torch.empty(n, CLASSES, dtype=torch.float16)
-    h = torch.ones(n, FEATURES + 1, dtype=torch.float16)  # the last column is the bias's
+    centres = torch.randn(classes, features, generator=generator)
+    labels = torch.randint(classes, (n,), generator=generator)
+    delta = torch.empty(n, classes, dtype=torch.float16)
+    h = torch.ones(n, features + 1, dtype=torch.float16)  # the last column is the bias's
     for start in range(0, n, 1 << 14):
         own = labels[start : start + (1 << 14)]
-        features = torch.randn(len(own), FEATURES, generator=generator).mul_(1.5)
-        features = features.add_(centres[own]).relu_()
-        logits = features @ centres.T / 12
-        shift = torch.nn.functional.one_hot(own, CLASSES)
+        made = torch.randn(len(own), features, generator=generator).mul_(1.5)
+        made = made.add_(centres[own]).relu_()
+        logits = made @ centres.T / min(12, features / 4)
+        shift = torch.nn.functional.one_hot(own, classes)
         delta[start : start + len(own)] = logits.softmax(1).sub_(shift)
-        h[start : start + len(own), :-1] = features
+        h[start : start + len(own), :-1] = made
     return Candidates(n, FactoredGradients([(delta, h)]), labels)
 
 
-def alone(name: str, n: int) -> measure.Row:
+def alone(name: str, n: int, classes: int, features: int, fraction: float) -> measure.Row:
     """One selection, in this process."""
-    given = candidates(n)
+    given = candidates(n, classes, features)
     before = measure.peak()
     strategy = STRATEGIES[name](**({"batch_size": BATCH} if name.endswith("-pb") else {}))
-    budget = round(0.3 * n)
+    budget = round(fraction * n)
     budget -= budget % (strategy.batch_size or 1)
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     choice = strategy.select(given, budget, seed=0, epoch=0)
-    solved = time.perf_counter()
+    solved, processor = time.perf_counter(), time.process_time() - processor
     error = given.relative_error(choice)
     return {
         "strategy": name,
         "samples": n,
         "selected": budget,
         "solver, s": solved - start,
+        "of the processor, s": processor,
         "error of the whole layer, s": time.perf_counter() - solved,
         "peak, GiB": measure.peak(),
-        "of it gradients, GiB": 2 * n * (CLASSES + FEATURES + 1) / 2**30,
+        "of it gradients, GiB": 2 * n * (classes + features + 1) / 2**30,
         "before, GiB": before,
         "relative error": error,
         "filled": choice.filled,
@@ -92,15 +95,22 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", default=["gradmatch", "gradmatch-pb"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, IMAGENET])
     parser.add_argument("--plot", type=Path, default=Path("runs/benchmarks/scale.png"))
-    parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--features", type=int, default=512)
+    parser.add_argument("--fraction", type=float, default=0.3)
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    task = options.classes, options.features, options.fraction
     if options.alone:
-        print(json.dumps(alone(options.alone[0], int(options.alone[1]))))
+        print(json.dumps(alone(options.strategies[0], options.sizes[0], *task)))
         return
     rows: list[measure.Row] = []
     for name in options.strategies:
         for size in options.sizes:
-            command = [sys.executable, "-m", "benchmarks.scale", "--alone", name, str(size)]
+            command = [sys.executable, "-m", "benchmarks.scale", "--alone"]
+            command += ["--strategies", name, "--sizes", str(size)]
+            for word, value in zip(("classes", "features", "fraction"), task, strict=True):
+                command += [f"--{word}", str(value)]
             result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rows.append(json.loads(result.stdout.splitlines()[-1]))
     measure.report(options.out, rows)

@@ -339,9 +339,9 @@ def test_the_walk_towards_a_new_fit_ends_at_its_first_boundary() -> None:
         def remove(self, index: int) -> None:
             self.support = [i for i in self.support if i != index]
 
-    weights, out = _make_feasible(Scripted(), np.ones(2))  # type: ignore[arg-type]
-    assert out == [0, 1]
-    assert weights.tolist() == [2.0]
+    fit = Scripted()
+    assert _make_feasible(fit, np.ones(2)) == [0, 1]  # type: ignore[arg-type]
+    assert fit.support == [2]
 
 
 @both_forms

@@ -86,25 +86,23 @@ def omp(
     fit = (PrimalFit if primal else DualFit)(atoms, b, norms, budget, solved)
     closed = np.zeros(n, dtype=atoms.dtype)  # −∞ where chosen
     least = least_correlation(float(norms.max(initial=0)), energy)
-    weights, dropped = fit.weights(), 0
+    dropped = 0
     for _ in range(4 * budget + 100):
         before = fit.objective
         if len(fit.support) == budget or before <= tolerance * energy:
             break
         best, correlation = fit.best(closed, nonnegative)
-        noise = 10 * solved * float(np.abs(weights).max()) if len(weights) and solved > ridge else 0
+        noise = 10 * solved * np.abs(fit.weights()).max(initial=0.0) if solved > ridge else 0.0
         if not correlation > max(least, noise):
             break
         fit.add(best)
         closed[best] = -np.inf
-        if nonnegative:
-            weights, out = _make_feasible(fit, weights)
+        if nonnegative and not fit.is_positive():
+            out = _make_feasible(fit, fit.weights_before())
             closed[out] = 0.0
             dropped += len(out)
-            if out and before - fit.objective <= 1e-15 * energy:
+            if before - fit.objective <= 1e-15 * energy:
                 break  # no progress beyond rounding: the only way to run in circles
-        elif solved > ridge:
-            weights = fit.weights()
     weights = fit.weights().astype(atoms.dtype)
     rounded = weights.astype(np.float64)
     rest = b - fit.combine(rounded)
@@ -124,17 +122,15 @@ def least_correlation(longest: float, energy: float) -> float:
     return 1e-13 * math.sqrt(longest * energy) if longest else math.inf
 
 
-def _make_feasible(fit: RidgeFit, feasible: Array) -> tuple[Array, list[int]]:
+def _make_feasible(fit: RidgeFit, feasible: Array) -> list[int]:
     """Inner loop of Lawson and Hanson, after one atom joined a fit whose weights are > 0.
 
     Walk from the old weights towards the new ones up to the first that would turn negative,
-    drop its atom, fit again. Returns the positive weights (s,) and the dropped atoms.
+    drop its atom, fit again, until all weights are positive. Returns the dropped atoms.
     """
     new = fit.weights()
     out: list[int] = []
-    if new.min() > 0:
-        return new, out
-    old = np.append(feasible, 0.0)
+    old = np.append(feasible, 0.0).clip(0)
     while len(new) and new.min() <= 0:
         share, falling = np.full(len(new), np.inf), new <= 0
         share[falling] = old[falling] / np.maximum(old[falling] - new[falling], 1e-300)
@@ -144,7 +140,7 @@ def _make_feasible(fit: RidgeFit, feasible: Array) -> tuple[Array, list[int]]:
             fit.remove(index)
             out.append(index)
         new = fit.weights()
-    return new, out
+    return out
 
 
 def _check(atoms: Atoms, target: Array, budget: int, ridge: float, tolerance: float) -> Array:

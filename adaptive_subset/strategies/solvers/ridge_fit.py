@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from adaptive_subset.strategies.solvers.atoms import Array, Atoms
+from adaptive_subset.strategies.solvers.shortlist import Shortlist
 
 
 class RidgeFit(ABC):
@@ -68,6 +69,10 @@ class RidgeFit(ABC):
     @abstractmethod
     def weights(self) -> Array: ...
     @abstractmethod
+    def weights_before(self) -> Array: ...  # those before the last atom was added
+    @abstractmethod
+    def is_positive(self) -> bool: ...  # whether all weights are > 0
+    @abstractmethod
     def combine(self, weights: Array) -> Array: ...  # A_Sᵀw (d,)
     @abstractmethod
     def _image(self, index: int, place: int) -> tuple[Array, float, float]: ...  # v, a·v, c
@@ -75,16 +80,16 @@ class RidgeFit(ABC):
     def _apply(self, image: Array, step: float, sign: int) -> None: ...
 
 
-def _largest(c: Array, closed: Array, nonnegative: bool) -> tuple[int, float]:
-    score = (c if nonnegative else np.abs(c)) + closed[: len(c)]
-    index = int(score.argmax())
-    return index, float(score[index])
+def _scores(c: Array, closed: Array, nonnegative: bool) -> Array:
+    """What the next choice has the largest of."""
+    return (c if nonnegative else np.abs(c)) + closed[: len(c)]
 
 
 class PrimalFit(RidgeFit):
     """P (d, d), r (d,) and A_S (k, d); c comes fresh from r, in the atoms' dtype, without drift.
 
-    Atoms must be in the order of falling ‖aᵢ‖.
+    Atoms must be in the order of falling ‖aᵢ‖. Of a matrix of many, most are not read at each
+    choice, see `Shortlist`.
     """
 
     def __init__(self, atoms: Atoms, target: Array, norms: Array, budget: int, ridge: float):
@@ -94,26 +99,47 @@ class PrimalFit(RidgeFit):
 
     def clear(self) -> None:
         super().clear()
+        self.list = Shortlist(self.atoms, self.norms, self.target)
         d = len(self.target)
         self.operator, self.scratch = np.eye(d), np.empty((d, d))
         self.residual = self.target.copy()
         self.rows = np.empty((self.budget, d))
 
     def best(self, closed: Array, nonnegative: bool) -> tuple[int, float]:
+        listed = self.list.best(self.residual, closed, nonnegative)
+        if listed is not None:
+            return listed
         # cᵢ <= ‖aᵢ‖‖r‖, and the longest atoms come first: whoever could win is among the first.
         residual = self.residual.astype(self.atoms.dtype)
         length = math.sqrt(self.residual @ self.residual)
         while True:
             c = self.atoms.correlate(residual, self.reach)
-            index, score = _largest(c, closed, nonnegative)
+            scores = _scores(c, closed, nonnegative)
+            index = int(scores.argmax())
+            score = float(scores[index])
             least = score / length if length and score > 0 else 0.0
             enough = int(self.shortness.searchsorted(-least))
             if enough <= self.reach:
+                if self.list.is_due(self.reach):
+                    self.list.make(c, scores, self.support, self.operator, self.residual)
                 return index, score
             self.reach = min(self.reach + enough, len(self.shortness))
 
     def weights(self) -> Array:
         return self.rows[: len(self.support)] @ self.residual / self.ridge
+
+    def weights_before(self) -> Array:
+        image, step = self.last
+        return self.rows[: len(self.support) - 1] @ (self.residual + step * image) / self.ridge
+
+    def is_positive(self) -> bool:
+        rows = self.rows[: len(self.support)]
+        if self.list.open:
+            weak, strong = self.list.weak, self.list.strong
+            if not bool((rows[weak] @ self.residual > 0).all()):
+                return False
+            rows = rows[strong:]
+        return bool((rows @ self.residual > 0).all())
 
     def combine(self, weights: Array) -> Array:
         return weights @ self.rows[: len(self.support)]
@@ -128,8 +154,11 @@ class PrimalFit(RidgeFit):
         np.multiply(image[:, None], image, out=self.scratch)
         (np.subtract if sign > 0 else np.add)(self.operator, self.scratch, out=self.operator)
         self.residual -= (sign * step) * image
+        self.last = image, step
+        self.list.follow(self.residual)
 
     def _forget(self, place: int) -> None:
+        self.list.close()
         self.rows[place : len(self.support) - 1] = self.rows[place + 1 : len(self.support)]
         super()._forget(place)
 
@@ -148,10 +177,19 @@ class DualFit(RidgeFit):
         self.signs: list[float] = []
 
     def best(self, closed: Array, nonnegative: bool) -> tuple[int, float]:
-        return _largest(self.c, closed, nonnegative)
+        scores = _scores(self.c, closed, nonnegative)
+        index = int(scores.argmax())
+        return index, float(scores[index])
 
     def weights(self) -> Array:
         return self.c[self.support] / self.ridge
+
+    def weights_before(self) -> Array:
+        image, step = self.last
+        return (self.c + step * image)[self.support[:-1]] / self.ridge
+
+    def is_positive(self) -> bool:
+        return bool((self.c[self.support] > 0).all())
 
     def combine(self, weights: Array) -> Array:
         return self.atoms.sum(weights, np.array(self.support, dtype=np.int64))
@@ -168,3 +206,4 @@ class DualFit(RidgeFit):
         self.columns[len(self.signs)] = image
         self.signs.append(float(sign))
         self.c -= (sign * step) * image
+        self.last = image, step
