@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ class Epoch(Iterator[int]):
         self._epoch: int | None = None
         self._order = Order(torch.empty(0, dtype=torch.int64), None)
         self._stretch: Iterator[int] = iter(())  # from the position on
-        self._position, self._start = 0, 0.0
+        self._read, self._start = 0, 0.0  # how many indices it ends at, and when it all began
         self._saved: dict[str, Any] | None = None
 
     @property
@@ -101,19 +102,26 @@ class Epoch(Iterator[int]):
         """Whether an index was asked for."""
         return self._epoch is not None
 
+    @property
+    def _position(self) -> int:
+        return self._read - length_hint(self._stretch)
+
     def __next__(self) -> int:
+        for index in self._stretch:  # quicker than next(), once for every sample
+            return index
+        return self._further()
+
+    def _further(self) -> int:
+        """The first index of another stretch."""
         if self._epoch is None:
             self._enter()
-        index = next(self._stretch, None)
-        if index is None:
-            if self._position == len(self._order):
-                self._finished(time.perf_counter() - self._start)
-                self._start = time.perf_counter()
-                raise StopIteration
-            self._stretch = iter(self._order.stretch(self._position))
-            index = next(self._stretch)
-        self._position += 1
-        return index
+        if self._read == len(self._order):
+            self._finished(time.perf_counter() - self._start)
+            self._start = time.perf_counter()
+            raise StopIteration
+        stretch = self._order.stretch(self._read)
+        self._read, self._stretch = self._read + len(stretch), iter(stretch)
+        return next(self._stretch)
 
     def _enter(self) -> None:
         epoch, order = self._begin()
@@ -131,8 +139,7 @@ class Epoch(Iterator[int]):
                     "another one, do not load the loader's state."
                 )
             position = saved["position"] if same else len(order)
-        self._epoch, self._order, self._position = epoch, order, position
-        self._stretch = iter(())
+        self._epoch, self._order, self._read = epoch, order, position
         self._start = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,4 +162,4 @@ class Epoch(Iterator[int]):
                 "The checkpoint is damaged."
             )
         self._saved = dict(state) if state["position"] > 0 else None
-        self._epoch = None
+        self._epoch, self._stretch = None, iter(())
