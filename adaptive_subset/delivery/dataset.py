@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from adaptive_subset.delivery.tags import TaggedIndex, WeightedTarget
+from adaptive_subset.delivery.epoch import TaggedIndex
+from adaptive_subset.delivery.tags import WeightedTarget
 from adaptive_subset.items import field, replaced, target_key
 
 

@@ -32,26 +32,6 @@ from adaptive_subset.delivery.rows import (
 )
 
 
-class TaggedIndex(int):
-    """An index with the weight of its sample; an ordinary int to everyone else.
-
-    Examples:
-        >>> index = TaggedIndex(7, 0.5)
-        >>> index + 1, index.weight
-        (8, 0.5)
-    """
-
-    weight: float
-
-    def __new__(cls, index: int, weight: float) -> TaggedIndex:
-        tagged = super().__new__(cls, index)
-        tagged.weight = weight
-        return tagged
-
-    def __getnewargs__(self) -> tuple[int, float]:  # type: ignore[override]
-        return int(self), self.weight
-
-
 class WeightedTarget(Tensor):
     """Targets that carry the weights and the indices of their samples.
 
@@ -157,7 +137,7 @@ class WeightedTarget(Tensor):
     def __torch_function__(
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        if func is _VERSION:
+        if func == _VERSION.__get__:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args)
         return _run(func, args, kwargs or {})
@@ -303,4 +283,4 @@ def _warn_if_unweighted(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
 
 _warned = False
 _DATA: Any = Tensor.data
-_VERSION: Any = Tensor._version.__get__
+_VERSION: Any = Tensor._version
