@@ -1,9 +1,10 @@
 """Train PyTorch models on a small, weighted, adaptively chosen subset of the data."""
 
 from adaptive_subset.delivery.dataset import TaggedDataset
+from adaptive_subset.delivery.epoch import TaggedIndex
 from adaptive_subset.delivery.retag import retag
 from adaptive_subset.delivery.sampler import AdaptiveSubsetSampler
-from adaptive_subset.delivery.tags import TaggedIndex, WeightedTarget
+from adaptive_subset.delivery.tags import WeightedTarget
 from adaptive_subset.delivery.weighted_loss import WeightedLoss
 from adaptive_subset.gradients.position_losses import PixelLoss, TokenLoss
 from adaptive_subset.in_batch import select_in_batch

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import functools
+import inspect
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaptive_subset.delivery.weighted_loss import weighted_loss
 from adaptive_subset.gradients import coupling, per_sample
@@ -428,19 +431,87 @@ def test_autocast_does_not_round_what_is_compared() -> None:
     torch.testing.assert_close(found.float(), torch.dot(WEIGHTS, losses) / N, rtol=1e-5, atol=0)
 
 
-def test_torchs_own_losses_are_evaluated_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = 0
-    forward = nn.CrossEntropyLoss.forward
+class Counting(TorchDispatchMode):
+    """Counts the operations of torch by name."""
 
-    def counting(*args: Any) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return forward(*args)
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: collections.Counter[str] = collections.Counter()
 
-    monkeypatch.setattr(nn.CrossEntropyLoss, "forward", counting)
-    for _ in range(4):
-        weighted_loss(nn.CrossEntropyLoss(CLASS_WEIGHTS), WEIGHTS, OUTPUT, LABELS)
-    assert calls == 4
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls[func.overloadpacket.__name__] += 1
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(
+    ("criterion", "target", "operation"),
+    [
+        (nn.CrossEntropyLoss(CLASS_WEIGHTS), LABELS, "_log_softmax"),
+        (_timm("LabelSmoothingCrossEntropy"), LABELS, "_log_softmax"),
+        (_timm("SoftTargetCrossEntropy"), SOFT, "_log_softmax"),
+        (_timm("BinaryCrossEntropy"), HOT, "binary_cross_entropy_with_logits"),
+        (
+            _timm("BinaryCrossEntropy", sum_classes=True),
+            HOT,
+            "binary_cross_entropy_with_logits",
+        ),
+    ],
+)
+def test_losses_of_torch_and_timm_are_evaluated_once(
+    criterion: Any, target: Tensor, operation: str
+) -> None:
+    for _ in range(3):  # on none of them is anything checked
+        with Counting() as counting:
+            weighted_loss(criterion, WEIGHTS, OUTPUT, target)
+        assert counting.calls[operation] == 1
+
+
+def test_another_version_of_a_loss_of_timms_is_not_taken_for_the_one_that_is_known() -> None:
+    criterion = _timm("SoftTargetCrossEntropy")
+    criterion.temperature = 2.0  # whatever a later version may hold
+    criterion.register_forward_pre_hook(lambda m, args: (args[0] / m.temperature, args[1]))
+    for hooked in (True, False):
+        if not hooked:
+            criterion._forward_pre_hooks.clear()
+        with Counting() as counting:
+            found, _ = weighted_loss(criterion, torch.ones(N), OUTPUT, SOFT)
+        assert counting.calls["_log_softmax"] > 1
+        torch.testing.assert_close(found, criterion(OUTPUT, SOFT))
+
+
+@pytest.mark.parametrize(
+    ("output", "target"),
+    [
+        (OUTPUT, IGNORING),  # timm ignores no label
+        (OUTPUT[..., None], LABELS[:, None]),
+    ],
+)
+def test_timms_label_smoothing_refuses_what_timm_refuses(output: Tensor, target: Tensor) -> None:
+    criterion = _timm("LabelSmoothingCrossEntropy")
+    with pytest.raises((IndexError, RuntimeError)):
+        criterion(output, target)
+    with pytest.raises((IndexError, RuntimeError)):
+        weighted_loss(criterion, WEIGHTS, output, target)
+
+
+def test_a_loss_of_torchs_that_was_patched_is_not_taken_for_torchs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        nn.CrossEntropyLoss, "forward", lambda self, x, y: F.cross_entropy(2 * x, y)
+    )
+    criterion = nn.CrossEntropyLoss()
+    found, _ = weighted_loss(criterion, torch.ones(N), OUTPUT, LABELS)
+    torch.testing.assert_close(found, criterion(OUTPUT, LABELS))
+
+
+def test_a_weight_for_each_number_is_not_taken_for_none() -> None:
+    """By such weights torch divides, where it has them; they are of one batch, and not of its part."""
+    weight = torch.rand(N, C, dtype=torch.float64, generator=GENERATOR) + 0.5
+    for function in (F.mse_loss, F.l1_loss, F.huber_loss):
+        if "weight" in inspect.signature(function).parameters:
+            with pytest.raises(ValueError, match="same size"):
+                weighted_loss(functools.partial(function, weight=weight), WEIGHTS, OUTPUT, REAL)
 
 
 def test_a_loss_of_torchs_that_was_changed_is_not_taken_for_torchs() -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from adaptive_subset.delivery.tags import TaggedIndex, WeightedTarget
+from adaptive_subset.delivery.epoch import TaggedIndex
+from adaptive_subset.delivery.tags import WeightedTarget
 from adaptive_subset.items import field, replaced, target_key
 
 
@@ -52,17 +53,13 @@ class TaggedDataset(Dataset[Any]):
                 return self._tagged_batch(items, indices)
         else:
             items = [self.dataset[i] for i in plain]
-        if self.target is None:  # nearly always items are of an input and a label, see `_tagged`
-            return [
-                (item[0], WeightedTarget.of_label(item[1], index.weight, place))
-                if type(item) is tuple
-                and len(item) == 2
-                and type(item[1]) is int
-                and type(index) is TaggedIndex
-                and place >= 0
-                else self._tagged(item, index)
-                for item, index, place in zip(items, indices, plain, strict=True)
-            ]
+        if self.target is None and set(map(type, indices)) == {TaggedIndex}:
+            labels = [item[1] for item in items if type(item) is tuple and len(item) == 2]
+            # Nearly always items are of an input and a label, see `_tagged`.
+            if len(labels) == len(items) and set(map(type, labels)) == {int} and min(plain) >= 0:
+                weights = [index.weight for index in indices]
+                targets = WeightedTarget.of_labels(labels, weights, plain)
+                return [(item[0], target) for item, target in zip(items, targets, strict=True)]
         return [self._tagged(item, index) for item, index in zip(items, indices, strict=True)]
 
     def __getattr__(self, name: str) -> Any:
@@ -109,7 +106,7 @@ def _are_items(fetched: Any, n: int) -> bool:
 
 def _target(value: Any, key: Any, weight: float, place: int) -> WeightedTarget:
     if type(value) is int:  # nearly always
-        return WeightedTarget.of_label(value, weight, place)
+        return WeightedTarget.of_labels([value], [weight], [place])[0]  # type: ignore[no-any-return]
     target = WeightedTarget(_tensor(value, key), weight, place)
     target.original = value
     return target

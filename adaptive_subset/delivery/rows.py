@@ -50,7 +50,11 @@ def rearranged(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
     if single and not several:
         return tags[0]  # whatever is in the result belongs to this sample
     if single:
-        joined = torch.tensor(weights), torch.tensor(indices)
+        # Through NumPy, which is quicker at lists of numbers.
+        joined = (
+            torch.from_numpy(np.array(weights, np.float32)),
+            torch.from_numpy(np.array(indices, np.int64)),
+        )
         if func is torch.stack and kwargs.get("dim", args[1] if len(args) > 1 else 0) == 0:
             return joined
         rows = [torch.full(source.shape, i) for i, source in enumerate(sources)]

@@ -32,26 +32,6 @@ from adaptive_subset.delivery.rows import (
 )
 
 
-class TaggedIndex(int):
-    """An index with the weight of its sample; an ordinary int to everyone else.
-
-    Examples:
-        >>> index = TaggedIndex(7, 0.5)
-        >>> index + 1, index.weight
-        (8, 0.5)
-    """
-
-    weight: float
-
-    def __new__(cls, index: int, weight: float) -> TaggedIndex:
-        tagged = super().__new__(cls, index)
-        tagged.weight = weight
-        return tagged
-
-    def __getnewargs__(self) -> tuple[int, float]:  # type: ignore[override]
-        return int(self), self.weight
-
-
 class WeightedTarget(Tensor):
     """Targets that carry the weights and the indices of their samples.
 
@@ -74,8 +54,7 @@ class WeightedTarget(Tensor):
     share: Any = 1.0  # mixtures are sums of products
     original: Any = None
     _tags: Tags
-    _memory: Tensor  # the same, as a plain tensor: its count of writes is faster to read
-    _writes: int
+    _writes: int  # to the memory, when it was last known whose rows these are
 
     @staticmethod
     def __new__(
@@ -90,23 +69,26 @@ class WeightedTarget(Tensor):
             if targets.requires_grad
             else Tensor._make_subclass(cls, targets)
         )
-        tagged._tags = weights, indices
-        tagged._memory = targets
-        tagged._writes = _writes(targets)
+        tagged._tags, tagged._writes = (weights, indices), _writes(targets)
         return tagged
 
     @staticmethod
-    def of_label(label: int, weight: float, index: int) -> WeightedTarget:
-        """The target of a single sample: `WeightedTarget`, which every sample is made by, quicker.
+    def of_labels(
+        labels: Sequence[int], weights: Sequence[float], indices: Sequence[int]
+    ) -> list[Any]:
+        """The targets of single samples, as the constructor makes them of ints, but all at once.
 
         Examples:
-            >>> WeightedTarget.of_label(3, 0.5, 7).tags
-            (0.5, 7)
+            >>> [y.tags for y in WeightedTarget.of_labels([3, 1], [0.5, 1.5], [7, 8])]
+            [(0.5, 7), (1.5, 8)]
         """
-        memory = torch.scalar_tensor(label, dtype=torch.int64)
-        tagged: WeightedTarget = Tensor._make_subclass(WeightedTarget, memory)
-        tagged._tags, tagged._memory, tagged._writes = (weight, index), memory, 0
-        return tagged
+        # Below autograd they are no views of one tensor, and each counts the writes to itself.
+        with torch._C._AutoDispatchBelowAutograd():
+            targets: Any = torch.tensor(labels, dtype=torch.int64).unbind()
+        for target, weight, index in zip(targets, weights, indices, strict=True):
+            target.__class__ = WeightedTarget
+            target._tags, target._writes = (weight, index), 0
+        return list(targets)
 
     @staticmethod
     def like(targets: Tensor, y: Tensor) -> Tensor:
@@ -137,7 +119,7 @@ class WeightedTarget(Tensor):
         Setting targets to a number, such as an ignored label, keeps them.
         """
         try:  # as `_writes`, without the call: every sample's tags are read
-            return self._tags if self._writes == self._memory._version else None
+            return self._tags if self._writes == self._version else None
         except RuntimeError:
             return self._tags if self._writes == 0 else None
 
@@ -155,6 +137,9 @@ class WeightedTarget(Tensor):
     def __torch_function__(
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
+        if func == _VERSION.__get__:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args)
         return _run(func, args, kwargs or {})
 
     def plain(self) -> Tensor:
@@ -264,7 +249,7 @@ def _tagged(result: Any, tags: Any) -> Any:
 def _followed(result: Any, written: Any, tags: Tags, share: Any) -> Any:
     """The result of an element-wise operation with its tags; `written` if it went there."""
     if isinstance(written, WeightedTarget):
-        written._tags, written._writes, written.share = tags, _writes(written._memory), share
+        written._tags, written._writes, written.share = tags, _writes(written), share
         return result
     if written is not None or not isinstance(result, Tensor):
         return result
@@ -298,3 +283,4 @@ def _warn_if_unweighted(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
 
 _warned = False
 _DATA: Any = Tensor.data
+_VERSION: Any = Tensor._version

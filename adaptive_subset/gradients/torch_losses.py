@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,24 +11,25 @@ from torch.nn import functional as F
 
 from adaptive_subset.gradients.loss_batch import Criterion
 from adaptive_subset.gradients.position_losses import PixelLoss, TokenLoss
+from adaptive_subset.gradients.timm_losses import timm_losses
 
-#: Those that compare number with number; their mean divides by how many.
-_ELEMENTWISE: set[Any] = {
-    *(nn.MSELoss, F.mse_loss),
-    *(nn.L1Loss, F.l1_loss),
-    *(nn.SmoothL1Loss, F.smooth_l1_loss),
-    *(nn.HuberLoss, F.huber_loss),
-    *(nn.BCELoss, F.binary_cross_entropy),
-    *(nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits),
-    *(nn.KLDivLoss, F.kl_div),
+#: The losses of torch: by class, the function it calls and the options that it hands on.
+_MODULES: dict[Any, tuple[Any, tuple[str, ...]]] = {
+    nn.MSELoss: (F.mse_loss, ()),
+    nn.L1Loss: (F.l1_loss, ()),
+    nn.SmoothL1Loss: (F.smooth_l1_loss, ("beta",)),
+    nn.HuberLoss: (F.huber_loss, ("delta",)),
+    nn.KLDivLoss: (F.kl_div, ("log_target",)),
+    nn.BCELoss: (F.binary_cross_entropy, ("weight",)),
+    nn.BCEWithLogitsLoss: (F.binary_cross_entropy_with_logits, ("weight", "pos_weight")),
+    nn.NLLLoss: (F.nll_loss, ("weight", "ignore_index")),
+    nn.CrossEntropyLoss: (F.cross_entropy, ("weight", "ignore_index", "label_smoothing")),
 }
-#: Those of labels; their mean divides by the class weights of the labels that are not ignored.
-_LABELLED: set[Any] = {nn.CrossEntropyLoss, F.cross_entropy, nn.NLLLoss, F.nll_loss}
-_KNOWN = _ELEMENTWISE | _LABELLED
-_OPTIONS = {
-    *("reduction", "weight", "ignore_index", "label_smoothing"),
-    *("pos_weight", "log_target", "beta", "delta"),
-}
+_FORWARDS = {kind: kind.forward for kind in _MODULES}
+_FUNCTIONS: dict[Any, tuple[str, ...]] = dict(_MODULES.values())
+#: Those of labels; their mean divides by the class weights of the labels that are not ignored, that
+#: of the others by how many numbers were compared.
+_LABELLED: set[Any] = {F.cross_entropy, F.nll_loss}
 
 
 def torch_losses(
@@ -43,60 +42,63 @@ def torch_losses(
         args, kwargs: what it is called with.
 
     Returns:
-        None where `criterion` is none of torch's own and of ours, or is called in an unusual way.
-        The divisor is None where it returns the losses themselves.
+        None where `criterion` is none of torch's, timm's and our own, or is called in an unusual
+        way. The divisor is None where it returns the losses themselves.
 
     Raises:
         ValueError: outputs and targets of elementwise losses that would broadcast.
     """
     if len(args) != 2 or kwargs or not all(isinstance(arg, Tensor) for arg in args):
         return None
+    output, target = args
     if isinstance(criterion, nn.Module):
-        kind: Any = type(criterion)
-        changed = criterion._forward_hooks or criterion._forward_pre_hooks
-        if kind in (TokenLoss, PixelLoss) and not changed and "forward" not in vars(criterion):
-            return criterion.terms(*args)  # type: ignore[operator,no-any-return]
-        if kind not in _KNOWN or changed or "forward" in vars(criterion):
+        if not _is_as_made(criterion):
             return None
-        option: Callable[..., Any] = functools.partial(getattr, criterion)
-        unreduced: Criterion = _module_without_reduction(criterion)
+        kind: Any = type(criterion)
+        if kind in (TokenLoss, PixelLoss):
+            return criterion.terms(output, target)  # type: ignore[operator,no-any-return]
+        if kind not in _MODULES:
+            return timm_losses(criterion, output, target)
+        if kind.forward is not _FORWARDS[kind]:  # patched
+            return None
+        function, names = _MODULES[kind]
+        options = {name: getattr(criterion, name) for name in names}
+        reduction: Any = criterion.reduction
     else:
         bound = isinstance(criterion, functools.partial) and not criterion.args
-        kind = criterion.func if bound else criterion  # type: ignore[attr-defined]
-        options = criterion.keywords if bound else {}  # type: ignore[attr-defined]
-        if not _is_known(kind) or not options.keys() <= _OPTIONS:
+        function = criterion.func if bound else criterion  # type: ignore[attr-defined]
+        options = dict(criterion.keywords) if bound else {}  # type: ignore[attr-defined]
+        reduction = options.pop("reduction", "mean")
+        if not _is_known(function) or not options.keys() <= set(_FUNCTIONS[function]):
             return None
-        option = options.get
-        unreduced = functools.partial(criterion, reduction="none")
-    output, target = args
-    if kind not in _LABELLED and output.ndim != target.ndim:
+    if function not in _LABELLED and output.ndim != target.ndim:
         raise ValueError(
             f"`target` must have the shape of the outputs, {tuple(output.shape)}, got "
             f"{tuple(target.shape)}: broadcasting would compare outputs with the targets of other "
             "samples. Use target.unsqueeze(1) or output.squeeze(1)."
         )
-    reduction = option("reduction", "mean")
     if reduction not in ("mean", "sum", "none", "batchmean"):
         return None  # torch says what is wrong
-    each = unreduced(output, target)
+    each: Tensor = function(output, target, **options, reduction="none")
     if reduction in ("sum", "none"):
         return each, 1 if reduction == "sum" else None
     if reduction == "batchmean":
         return each, len(each)
-    if kind not in _LABELLED or target.is_floating_point():  # soft targets are not weighed
+    if function not in _LABELLED or target.is_floating_point():  # soft targets are not weighed
         return each, each.numel()
-    return each, _label_weight(target, option("weight", None), option("ignore_index", -100))
+    return each, _label_weight(target, options.get("weight"), options.get("ignore_index", -100))
 
 
-def _module_without_reduction(criterion: nn.Module) -> nn.Module:
-    twin = copy.copy(criterion)
-    vars(twin)["reduction"] = "none"
-    return twin
+def _is_as_made(criterion: nn.Module) -> bool:
+    """Whether nothing was hung on a module that calling its function would leave out."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    own = vars(criterion)
+    return "forward" not in own and not any(own[name] for name in hooks)
 
 
 def _is_known(function: Any) -> bool:
     try:
-        return function in _KNOWN
+        return function in _FUNCTIONS
     except TypeError:  # not hashable
         return False
 
