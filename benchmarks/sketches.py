@@ -98,9 +98,9 @@ def compare(
     x, model, loss = text(words, samples, length), Reader(words, width), TokenLoss(shift=True)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(60):
-        rows = torch.randperm(len(x))[:32]
+        batch = x[torch.randperm(len(x))[:32]]
         optimizer.zero_grad()
-        loss(model(x[rows]), x[rows]).backward()
+        loss(model(batch), batch).backward()
         optimizer.step()
     with torch.no_grad():
         h = model.body(model.embedding(x))[0]

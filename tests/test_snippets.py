@@ -152,7 +152,7 @@ def test_the_plot_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     sampler = AdaptiveSubsetSampler(Selector(train_set, Random(), fraction=0.1))
     sampler.maybe_reselect(nn.Linear(8, 3), 0)
     monkeypatch.chdir(tmp_path)
-    given = {"subset": SimpleNamespace(sampler=sampler), "train_set": train_set}
+    given: Any = {"subset": SimpleNamespace(sampler=sampler), "train_set": train_set}
     run("docs/frameworks.md", *code, **given)
     assert (tmp_path / "run.png").is_file()
 
