@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from adaptive_subset import (
     CRAIG,
-    GLISTER,
     GradientNorm,
     GradMatch,
     GradMatchPB,
@@ -405,12 +404,6 @@ def test_strategies_choose_samples_of_tokens(strategy: Any, sketch: int) -> None
         matched = selection.weights.double() @ exact[selection.indices]
         error = (matched - exact.sum(0)).norm() / exact.sum(0).norm()
         assert selection.relative_error == pytest.approx(float(error), rel=1e-4)
-
-
-def test_a_look_ahead_over_positions_is_refused() -> None:
-    data: Any = list(zip(tokens(8, T), tokens(8, T), strict=True))
-    with pytest.raises(ValueError, match="or applies it at many positions"):
-        Selector(data, GLISTER(), budget=2, criterion=TokenLoss()).select(tagger(), 0)
 
 
 def test_a_sketch_has_at_least_one_number() -> None:
