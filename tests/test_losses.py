@@ -506,9 +506,10 @@ def test_a_loss_of_torchs_that_was_patched_is_not_taken_for_torchs(
 
 
 def test_a_weight_for_each_number_is_not_taken_for_none() -> None:
-    """By such weights torch divides, where it has them; they are of one batch, and not of its part."""
+    """By such weights torch divides, where it has them; they are of a batch, not of its part."""
     weight = torch.rand(N, C, dtype=torch.float64, generator=GENERATOR) + 0.5
-    for function in (F.mse_loss, F.l1_loss, F.huber_loss):
+    functions: list[Any] = [F.mse_loss, F.l1_loss, F.huber_loss]
+    for function in functions:
         if "weight" in inspect.signature(function).parameters:
             with pytest.raises(ValueError, match="same size"):
                 weighted_loss(functools.partial(function, weight=weight), WEIGHTS, OUTPUT, REAL)

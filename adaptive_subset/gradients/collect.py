@@ -30,6 +30,7 @@ from adaptive_subset.gradients.model_io import (
 from adaptive_subset.gradients.model_state import can_freeze, evaluating, frozen, readable
 from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
 from adaptive_subset.gradients.sketch import Sketch
+from adaptive_subset.gradients.slopes import Slopes
 from adaptive_subset.gradients.storage import Rows
 from adaptive_subset.items import split_batch
 from adaptive_subset.randomness import preserved_random_state
@@ -50,6 +51,7 @@ def last_layer_gradients(
     storage_dtype: torch.dtype | None = None,
     sketch: Sketch = Sketch(8192, 0),  # noqa: B008
     name: str = "pool",
+    fresh: bool = False,
     expect: Callable[[int], None] | None = None,
 ) -> tuple[FactoredGradients | DenseGradients, Tensor, Tensor | None]:
     """Per-sample gradients of the last layer over `batches`, the targets, and the last layer.
@@ -78,6 +80,7 @@ def last_layer_gradients(
             float32 or, for a float64 model, float64.
         sketch: of gradients that are summed over positions and too long to be held.
         name: what errors call the batches.
+        fresh: whether nobody else holds the tensors of a batch: a model may write to them.
         expect: called with d, the length of a gradient, after the first batch; it may raise.
 
     Returns:
@@ -112,10 +115,11 @@ def last_layer_gradients(
             if len(y) == 0:
                 continue
             if run is None:
-                run = _Backward(model, criterion, head, *part((args, kwargs), slice(2), len(y)))
+                few = part((args, kwargs), slice(2), len(y))
+                run = _Backward(model, criterion, head, *few, fresh=fresh)
                 stack.enter_context(run.attached())
                 in_pieces = _Pieces(run)
-            for features, leaves, deltas, output in in_pieces(args, kwargs, y):
+            for features, leaves, deltas, output, labels in in_pieces(args, kwargs, y):
                 if kept is None:
                     biases = run.recorder.biases
                     if any(delta.ndim > 2 for delta in deltas):
@@ -124,12 +128,17 @@ def last_layer_gradients(
                     else:
                         weight = run.weight(leaves, output)
                         kept = Factors(features, deltas, biases, size, dtype)
+                        run.slopes = Slopes.of(criterion, output, labels, kept.append_delta)
                     if expect is not None:
                         expect(kept.dim)
                 kept.append(features, deltas)
+                if deltas is None and run.slopes is not None:
+                    run.slopes.add(output, labels)
             if isinstance(kept, Sums) and y.ndim > 1:
                 y = y.new_empty(len(y), 0)  # they differ in length from batch to batch
             targets.append(copied_to(place.device, y))
+        if run is not None and run.slopes is not None:
+            run.slopes.flush()
         raise_what_was_found(criterion)
         if kept is None:
             raise ValueError(f"`{name}` must yield at least one batch, got none.")
@@ -156,13 +165,22 @@ class _Backward:
     Args:
         model, criterion, head: see `last_layer_gradients`.
         args, kwargs: a few samples, to find the head with.
+        fresh: see there.
     """
 
     def __init__(
-        self, model: nn.Module, criterion: Criterion, head: Head | None, args: Any, kwargs: Any
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        head: Head | None,
+        args: Any,
+        kwargs: Any,
+        *,
+        fresh: bool,
     ) -> None:
         self._model, self._criterion = model, criterion
         self._place = next(model.parameters())
+        self._copies = True  # inputs, before the model may write to them
         self._most = 0  # rows of the largest batch so far, whose rows were checked
         copies = {
             name: p.detach().clone().requires_grad_(p.is_floating_point())
@@ -178,8 +196,11 @@ class _Backward:
             return output
 
         self.recorder = HeadRecorder(find_heads(model, head, first))
+        # What did not fit on a device is run again, in pieces, from what it was.
+        self._copies = not (fresh and self._place.device.type == "cpu")
         # A model that writes to its parameters in a forward pass goes on writing to copies.
         self._written = {name for name, p in copies.items() if p._version != untouched[name]}
+        self.slopes: Slopes | None = None  # of batches whose output is what left the head
         self._parameters: dict[str, Tensor] | None = None  # instead of the model's own
         if self._written or not can_freeze(model):
             self._parameters = {
@@ -194,7 +215,7 @@ class _Backward:
             yield
 
     def _forward(self, parameters: dict[str, Tensor] | None, args: Any, kwargs: Any) -> Tensor:
-        args, kwargs = to_model(args, self._place), to_model(kwargs, self._place)
+        args, kwargs = to_model((args, kwargs), self._place, copies=self._copies)
         if parameters is None:
             return logits_of(self._model(*args, **kwargs))
         return logits_of(torch.func.functional_call(self._model, parameters, args, kwargs))
@@ -205,6 +226,10 @@ class _Backward:
         output = self._forward(self._parameters, args, kwargs)
         check_one_row_each(output, n)
         features, leaves = self.recorder.take(n)
+        if self.slopes is not None:
+            if self.slopes.takes(output) and self.recorder.is_output(output):
+                return features, leaves, None, output.detach()
+            self.slopes.flush()  # they come before those of this batch
         if not output.requires_grad:
             raise ValueError(
                 f"`head` {list(self.recorder.heads)} must lead to the output of the model with "
@@ -263,5 +288,5 @@ class _Pieces:
                     "%d samples at once do not fit in memory: going on with %d", size, self._most
                 )
             else:
-                yield result
+                yield *result, piece[2]
                 start += size

@@ -23,6 +23,7 @@ class HeadRecorder:
     def __init__(self, heads: Mapping[str, nn.Module]) -> None:
         self.heads = dict(heads)
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._passed_on: Tensor | None = None  # what went on from the last head that ran
 
     @property
     def biases(self) -> list[bool]:
@@ -55,13 +56,19 @@ class HeadRecorder:
             features = args[0] if args else next(iter(kwargs.values()))
             self._seen.setdefault(name, []).append((features.detach(), leaf))
             # A copy, since an in-place activation behind the head would change what was recorded.
-            return leaf.clone()
+            self._passed_on = leaf.clone()
+            return self._passed_on
 
         return record
+
+    def is_output(self, output: Tensor) -> bool:
+        """Whether the one head is the end of the model: what left it is `output`, untouched."""
+        return output is self._passed_on and output._version == 0 and len(self.heads) == 1
 
     def clear(self) -> None:
         """Forget a forward pass that was not completed."""
         self._seen.clear()
+        self._passed_on = None
 
     def take(self, n: int) -> tuple[list[Tensor], list[Tensor]]:
         """The features, without that of a bias, and outputs of the last forward pass.

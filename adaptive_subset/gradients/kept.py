@@ -36,17 +36,24 @@ class Factors:
         self.dim = sum(delta.shape[1] * (h.shape[1] + bias) for delta, h, bias in heads)
         self._blocks = [(Rows(size, dtype), Rows(size, dtype, ones=bias)) for bias in biases]
 
-    def append(self, features: Sequence[Tensor], deltas: Sequence[Tensor]) -> None:
-        """Add those of a batch."""
-        for (d_rows, h_rows), delta, h in zip(self._blocks, deltas, features, strict=True):
+    def append(self, features: Sequence[Tensor], deltas: Sequence[Tensor] | None) -> None:
+        """Add those of a batch; None where the δ of the one head come by `append_delta`."""
+        for delta in deltas or ():
             if delta.ndim > 2:
                 raise ValueError(
                     "`head` must run at as many positions in all batches as in the first, or at "
                     f"several, got one there and {delta.shape[1]} here. Pad the first batch to "
                     "more than one position."
                 )
-            d_rows.append(delta)
+        for (_, h_rows), h in zip(self._blocks, features, strict=True):
             h_rows.append(h)
+        if deltas is not None:
+            for (d_rows, _), delta in zip(self._blocks, deltas, strict=True):
+                d_rows.append(delta)
+
+    def append_delta(self, delta: Tensor) -> None:
+        """Add the δ of samples whose features were added before."""
+        self._blocks[0][0].append(delta)
 
     def join(self) -> FactoredGradients:
         return FactoredGradients([(d.join(), h.join()) for d, h in self._blocks])

@@ -53,15 +53,18 @@ def copied_to(device: torch.device, tensor: Tensor, dtype: torch.dtype | None = 
     return tensor.to(device, dtype, non_blocking=device.type != "cpu", copy=True)
 
 
-def to_model(inputs: Any, place: Tensor) -> Any:
+def to_model(inputs: Any, place: Tensor, *, copies: bool = True) -> Any:
     """Copies on the model's device, floating ones in its dtype (autocast chooses its own).
 
-    Copies, since a model may write to its inputs, which are the user's and may be needed again.
+    Copies, since a model may write to its inputs, which are the user's and may be needed again;
+    without `copies` only where device or dtype are others.
     """
     cast = not torch.is_autocast_enabled(place.device.type)
 
     def moved(tensor: Tensor) -> Tensor:
         dtype = place.dtype if cast and tensor.is_floating_point() else tensor.dtype
+        if not copies:
+            return tensor.to(place.device, dtype)
         return copied_to(place.device, tensor, dtype)
 
     return _mapped(inputs, moved)

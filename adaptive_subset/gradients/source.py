@@ -176,6 +176,7 @@ class GradientSource:
                 storage_dtype=self.storage_dtype,
                 sketch=Sketch(self.sketch, seed),
                 name=self.name,
+                fresh=is_map_style(pool),  # collated in `_batches`
                 expect=expect,
             )
         if not gradients.is_finite():
