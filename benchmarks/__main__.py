@@ -203,6 +203,22 @@ BENCHMARKS = [
         image="scale.png",
     ),
     Benchmark(
+        "scale-few",
+        "benchmarks.scale --strategies gradmatch --sizes 200000 2000000 --classes 10 --features 10 "
+        "--fraction 0.1",
+        "Many samples of few classes",
+        "The same of 10 classes, 10 features and a bias, 10 % selected. The choice is that of a "
+        "look at every gradient at each step, though most are not read.",
+        (
+            (
+                "2,000,000 samples of 10 classes, GradMatch: seconds",
+                pick("solver, s", strategy="gradmatch", samples=2000000),
+                "≤",
+                60,
+            ),
+        ),
+    ),
+    Benchmark(
         "craig",
         "benchmarks.craig --data {mnist}",
         "CRAIG against apricot and submodlib",

@@ -17,7 +17,8 @@ from sklearn.linear_model import orthogonal_mp_gram
 
 from adaptive_subset.gradients import DenseGradients
 from adaptive_subset.strategies.solvers.atoms import DenseAtoms
-from adaptive_subset.strategies.solvers.matching_pursuit import OMPResult, omp
+from adaptive_subset.strategies.solvers.greedy_path import OMPResult
+from adaptive_subset.strategies.solvers.matching_pursuit import omp
 from benchmarks import measure, trained
 
 

@@ -6,9 +6,9 @@
 
 Gradients are made with a seed, like those of a trained classifier: features gather around a centre
 for each class, logits are products with these centres, δ = softmax − one-hot. Each size runs in a
-process of its own, so that its peak of memory is its own; it holds the gradients in half precision,
-as `Selector(storage_dtype=torch.float16)` keeps them, and selects 30 % of the samples.
-`of the processor`: seconds of the processor, where the clock also counts what else the machine does.
+process of its own, so that its peak of memory is its own; it holds the gradients in half
+precision, as `Selector(storage_dtype=torch.float16)` keeps them, and selects 30 % of the samples.
+`of the processor`: its seconds, where those of the clock count what else the machine does.
 """
 
 from __future__ import annotations

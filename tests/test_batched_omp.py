@@ -21,7 +21,8 @@ from adaptive_subset.strategies.solvers.batched_pursuit import (
     _Pursuit,
     omp_together,
 )
-from adaptive_subset.strategies.solvers.matching_pursuit import OMPResult, omp
+from adaptive_subset.strategies.solvers.greedy_path import OMPResult
+from adaptive_subset.strategies.solvers.matching_pursuit import omp
 
 ROOM = 2.0**30
 both_signs = pytest.mark.parametrize("nonnegative", [True, False], ids=["nonnegative", "signed"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,8 @@ from hypothesis import strategies as st
 
 from adaptive_subset.strategies.solvers import shortlist
 from adaptive_subset.strategies.solvers.atoms import DenseAtoms
-from adaptive_subset.strategies.solvers.matching_pursuit import OMPResult, omp
+from adaptive_subset.strategies.solvers.greedy_path import OMPResult
+from adaptive_subset.strategies.solvers.matching_pursuit import omp
 from adaptive_subset.strategies.solvers.ridge_fit import PrimalFit
 from adaptive_subset.strategies.solvers.shortlist import Shortlist
 from tests import reference
@@ -35,7 +35,7 @@ class Counting(DenseAtoms):
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+def short(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Lists for the smallest of problems, and from the first look on."""
     start = Shortlist.__init__
 
@@ -47,7 +47,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     monkeypatch.setattr(shortlist, "_LEAST", 4)
     monkeypatch.setattr(Shortlist, "__init__", at_once)
     Counting.read = 0
-    yield monkeypatch
+    return monkeypatch
 
 
 def solve(matrix: Array, target: Array, budget: int, ridge: float, **options: Any) -> OMPResult:

@@ -33,12 +33,14 @@ class Problem:
     Args:
         n: candidates.
         budget: k, at least 1.
+        place: of it among all, whatever their budgets.
         generator: its own, so that ranks can solve problems apart.
         candidates: makes them, see `Candidates.solved`.
     """
 
     n: int
     budget: int
+    place: int
     generator: torch.Generator
     candidates: Callable[[], Candidates]
 
@@ -65,16 +67,17 @@ def by_problem(
     divided = scope != "global" and candidates.divisions is not None
     problems = candidates.by_group() if divided else [torch.arange(candidates.n)]
     sizes = shared([len(members) for members in problems], budget, shares)
-    solved = [(members, size) for members, size in zip(problems, sizes, strict=True) if size]
+    places = [place for place, size in enumerate(sizes) if size]
+    solved = [(problems[place], sizes[place]) for place in places]
     if divided and scope == "per-gradient" and candidates.groups is None:
         candidates = candidates.own_rows()
 
-    def choose(places: Opened) -> list[Choice]:
+    def choose(some: Opened) -> list[Choice]:
         each = []
-        for place, opened in places.items():
-            members, size = solved[place]
-            generator = seeded(seed, epoch, Purpose.SELECTION, place)
-            each.append(Problem(len(members), size, generator, opened))
+        for i, opened in some.items():
+            members, size = solved[i]
+            generator = seeded(seed, epoch, Purpose.SELECTION, i)
+            each.append(Problem(len(members), size, places[i], generator, opened))
         return solve(each)
 
     parts = candidates.solved([members for members, _ in solved] if divided else None, choose)

@@ -25,7 +25,8 @@ from adaptive_subset.strategies.division import (
 )
 from adaptive_subset.strategies.solvers.atoms import Atoms, atoms_of
 from adaptive_subset.strategies.solvers.batched_pursuit import Matching, omp_together
-from adaptive_subset.strategies.solvers.matching_pursuit import OMPResult, omp
+from adaptive_subset.strategies.solvers.greedy_path import PATHS, GreedyPath, OMPResult, Paths
+from adaptive_subset.strategies.solvers.matching_pursuit import omp
 from adaptive_subset.strategies.strategy import Strategy
 
 
@@ -59,21 +60,29 @@ class _Matching(Strategy):
         target: Tensor,
         budget: int,
         generator: torch.Generator,
+        path: GreedyPath | None,
         fill_weight: float = 1.0,
     ) -> Choice:
         """OMP, then random atoms of weight `fill_weight` up to the budget."""
-        atoms = atoms_of(gradients)
-        result = omp(
-            atoms,
-            target.numpy(force=True),
-            budget,
-            ridge=self._ridge(atoms),
-            nonnegative=self.nonnegative,
-            tolerance=self.epsilon,
-        )
+        atoms, b = atoms_of(gradients), target.numpy(force=True)
+        ridge = self._ridge(atoms)
+        if path is not None and path.covers(budget):
+            result = path.at(atoms, b, budget, ridge)
+        else:
+            result = omp(
+                atoms,
+                b,
+                budget,
+                ridge=ridge,
+                nonnegative=self.nonnegative,
+                tolerance=self.epsilon,
+                path=path,
+            )
         return self._filled(result, len(atoms), budget, generator, fill_weight)
 
-    def _match_together(self, problems: list[Problem], device: torch.device) -> list[Choice]:
+    def _match_together(
+        self, problems: list[Problem], device: torch.device, paths: Paths | None
+    ) -> list[Choice]:
         """The same of each problem by itself, many at a time where that is quicker."""
 
         def opened(problem: Problem) -> tuple[Gradients, Tensor, float]:
@@ -93,7 +102,10 @@ class _Matching(Strategy):
         for problem, result in zip(problems, found, strict=True):
             if result is None:
                 given = problem.candidates()
-                choice = self._match(given.atoms, given.target, problem.budget, problem.generator)
+                path = None if paths is None else paths[problem.place]
+                choice = self._match(
+                    given.atoms, given.target, problem.budget, problem.generator, path
+                )
             else:
                 choice = self._filled(result, problem.n, problem.budget, problem.generator)
             choices.append(choice)
@@ -187,7 +199,9 @@ class GradMatch(_Matching):
         choice = by_problem(
             candidates,
             budget,
-            partial(self._match_together, device=candidates.device),
+            partial(
+                self._match_together, device=candidates.device, paths=candidates.derived.get(PATHS)
+            ),
             scope=self.scope,
             shares=self.shares,
             seed=seed,
@@ -220,11 +234,13 @@ class GradMatchPB(_Matching):
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`; `budget` is a multiple of the batch size."""
         generator = seeded(seed, epoch, Purpose.SELECTION)
+        paths: Paths | None = candidates.derived.get(PATHS)
+        path = None if paths is None else paths[0]
 
         def solve(batches: Gradients, target: Tensor) -> Choice:
             # A batch's gradient is a mean: in units of samples its weight is B times smaller.
             size, weight = budget // self.batch_size, float(self.batch_size)
-            return self._match(batches, target, size, generator, fill_weight=weight)
+            return self._match(batches, target, size, generator, path, fill_weight=weight)
 
         choice = by_batch(candidates, self.batch_size, generator, solve)
         warn_if_mostly_filled(choice, "GRAD-MATCH")

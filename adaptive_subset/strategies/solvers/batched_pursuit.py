@@ -20,11 +20,8 @@ from torch import Tensor
 from adaptive_subset.gradients import Gradients
 from adaptive_subset.strategies.solvers.device_memory import free_bytes
 from adaptive_subset.strategies.solvers.facility_location import tiles
-from adaptive_subset.strategies.solvers.matching_pursuit import (
-    OMPResult,
-    least_correlation,
-    raised_ridge,
-)
+from adaptive_subset.strategies.solvers.greedy_path import OMPResult
+from adaptive_subset.strategies.solvers.matching_pursuit import least_correlation, raised_ridge
 from adaptive_subset.strategies.solvers.recorded import Recorded
 
 LOOK = 64  # ticks from one look of the host to the next

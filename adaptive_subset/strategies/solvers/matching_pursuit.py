@@ -11,24 +11,13 @@ a step together instead (`batched_pursuit.py`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from adaptive_subset.strategies.solvers.atoms import Array, Atoms
+from adaptive_subset.strategies.solvers.greedy_path import GreedyPath, OMPResult, most_steps
 from adaptive_subset.strategies.solvers.ridge_fit import DualFit, PrimalFit, RidgeFit
-
-
-@dataclass(frozen=True, eq=False)
-class OMPResult:
-    """The chosen atoms, their weights, and how good the match is."""
-
-    support: Array  # (s,) int64, s <= k, in the order of choice
-    weights: Array  # (s,) in the atoms' dtype; all > 0 if non-negative
-    objective: float  # ‖Σ wᵢaᵢ − b‖² + λ‖w‖²
-    residual: float  # ‖Σ wᵢaᵢ − b‖²
-    dropped: int  # how often an atom was taken out again
 
 
 def omp(
@@ -39,6 +28,7 @@ def omp(
     ridge: float,
     nonnegative: bool = True,
     tolerance: float = 0.0,
+    path: GreedyPath | None = None,
     _form: Literal["primal", "dual"] | None = None,
 ) -> OMPResult:
     r"""Greedily minimise :math:`\|\sum_i w_i a_i - b\|^2 + \lambda \|w\|^2` over at most k atoms.
@@ -56,7 +46,9 @@ def omp(
     Cost of an atom, float64 counted twice: 4d² and one `correlate` in the primal form, about nk
     and one `gram_column` in the dual one; the primal form is taken where 4d² <= nk, and then its
     2d² + kd numbers of memory are fewer than the other's nk. It looks only at atoms long enough
-    to win, ‖aᵢ‖‖r‖ >= max cⱼ: few, where most samples are fitted well. Where λ is below about
+    to win, ‖aᵢ‖‖r‖ >= max cⱼ: few, where most samples are fitted well; and of many only at those
+    that can have caught up since all were read, see `Shortlist`, of which it copies a quarter at
+    most. Where λ is below about
     3·10⁻⁵ mean ‖aᵢ‖² a dropped atom costs as much as adding all the others again.
 
     Args:
@@ -66,6 +58,7 @@ def omp(
         ridge: λ >= 0, absolute, in units of ‖aᵢ‖².
         nonnegative: Keep w >= 0 (choose the largest cᵢ > 0), or let it be signed (largest \|cᵢ\|).
         tolerance: Stop once the objective is at most this share of ‖b‖².
+        path: Is told what the run does, and has its results for smaller budgets afterwards.
 
     Returns:
         Support and weights; fewer than k atoms where the tolerance is met, where no other atom
@@ -87,7 +80,9 @@ def omp(
     closed = np.zeros(n, dtype=atoms.dtype)  # −∞ where chosen
     least = least_correlation(float(norms.max(initial=0)), energy)
     dropped = 0
-    for _ in range(4 * budget + 100):
+    if path is not None:
+        path.begin(budget, solved, order, primal)
+    for _ in range(most_steps(budget)):
         before = fit.objective
         if len(fit.support) == budget or before <= tolerance * energy:
             break
@@ -97,12 +92,15 @@ def omp(
             break
         fit.add(best)
         closed[best] = -np.inf
+        out: list[int] = []
         if nonnegative and not fit.is_positive():
             out = _make_feasible(fit, fit.weights_before())
             closed[out] = 0.0
             dropped += len(out)
-            if before - fit.objective <= 1e-15 * energy:
-                break  # no progress beyond rounding: the only way to run in circles
+        if path is not None:
+            path.step(best, out, fit.state())
+        if out and before - fit.objective <= 1e-15 * energy:
+            break  # no progress beyond rounding: the only way to run in circles
     weights = fit.weights().astype(atoms.dtype)
     rounded = weights.astype(np.float64)
     rest = b - fit.combine(rounded)

@@ -71,6 +71,8 @@ class RidgeFit(ABC):
     @abstractmethod
     def weights_before(self) -> Array: ...  # those before the last atom was added
     @abstractmethod
+    def state(self) -> Array: ...  # a copy of r or c_S, see `GreedyPath`
+    @abstractmethod
     def is_positive(self) -> bool: ...  # whether all weights are > 0
     @abstractmethod
     def combine(self, weights: Array) -> Array: ...  # A_Sᵀw (d,)
@@ -132,6 +134,9 @@ class PrimalFit(RidgeFit):
         image, step = self.last
         return self.rows[: len(self.support) - 1] @ (self.residual + step * image) / self.ridge
 
+    def state(self) -> Array:
+        return self.residual.copy()
+
     def is_positive(self) -> bool:
         rows = self.rows[: len(self.support)]
         if self.list.open:
@@ -187,6 +192,9 @@ class DualFit(RidgeFit):
     def weights_before(self) -> Array:
         image, step = self.last
         return (self.c + step * image)[self.support[:-1]] / self.ridge
+
+    def state(self) -> Array:
+        return self.c[self.support]
 
     def is_positive(self) -> bool:
         return bool((self.c[self.support] > 0).all())

@@ -3,8 +3,8 @@
 Symbols: n atoms aᵢ of length d, target b, support S, operator P, residual r = Pb, correlations
 cᵢ = aᵢ·r as in `ridge_fit.py`; P₀, r₀ and c₀ those of the last *look* at all atoms.
 
-Write r = α(r₀ + δ), α = b·r / b·r₀, so that b·δ = 0. By Cauchy and Schwarz in the metric of P₀ the
-distance of cᵢ/α and c₀ᵢ is at most τhᵢ, with τ² = δ·P₀⁻¹δ, the *turn*, and hᵢ² = aᵢ·P₀aᵢ − c₀ᵢ²/b·r₀.
+Write r = α(r₀ + δ), α = b·r / b·r₀, so that b·δ = 0. By Cauchy and Schwarz in the metric of P₀
+|cᵢ/α − c₀ᵢ| <= τhᵢ, with τ² = δ·P₀⁻¹δ, τ the *turn* of r, and hᵢ² = aᵢ·P₀aᵢ − c₀ᵢ²/b·r₀.
 Once there are more than d, atoms shrink r rather than turn it: it sways about a direction that
 hardly moves, by less the more there are. So a short list has the best of n for hundreds of choices.
 """
@@ -95,7 +95,8 @@ class Shortlist:
         if self.open:
             self.scale = float(self.target @ residual) / self.energy
             if not self.scale > 0:
-                return self.close()
+                self.close()
+                return
             delta = self.inverse @ (residual / self.scale - self.residual)
             self.turn = math.sqrt(delta @ delta)
             self.furthest = max(self.furthest, self.turn)
@@ -115,7 +116,8 @@ class Shortlist:
         others = max(others, self.beyond * math.sqrt(residual @ residual))
         index = int(score.argmax())
         if self.read > self.stale or not score[index] > others:
-            return self.close()
+            self.close()
+            return None
         return int(self.places[index]), float(score[index])
 
     def close(self) -> None:

@@ -1,0 +1,137 @@
+"""One run for all smaller budgets: its choices are those of a run for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adaptive_subset.strategies import (
+    CRAIG,
+    Candidates,
+    Choice,
+    GradMatch,
+    GradMatchPB,
+    Strategy,
+    gradmatch,
+    smallest,
+)
+from adaptive_subset.strategies.smallest import smallest_choice
+from adaptive_subset.strategies.solvers.atoms import DenseAtoms
+from adaptive_subset.strategies.solvers.greedy_path import GreedyPath
+from adaptive_subset.strategies.solvers.matching_pursuit import omp
+from tests.test_strategies import candidates
+
+both_forms = pytest.mark.parametrize("form", ["primal", "dual"])
+both_signs = pytest.mark.parametrize("nonnegative", [True, False], ids=["nonnegative", "signed"])
+
+
+@both_forms
+@both_signs
+@settings(max_examples=15, deadline=None)
+@given(
+    n=st.integers(1, 24),
+    d=st.integers(1, 12),
+    share=st.floats(0.0, 1.2),
+    relative=st.sampled_from([0.0, 1e-3, 0.5, 5.0]),
+    tolerance=st.sampled_from([0.0, 0.0, 0.1]),
+    seed=st.integers(0, 10_000),
+)
+def test_every_smaller_budget_lies_on_the_path(
+    form: Any,
+    nonnegative: bool,
+    n: int,
+    d: int,
+    share: float,
+    relative: float,
+    tolerance: float,
+    seed: int,
+) -> None:
+    random = np.random.default_rng(seed)
+    matrix = random.normal(size=(n, d)) + seed % 2
+    target = matrix.sum(0) + 3 * random.normal(size=d)
+    ridge = relative * float((matrix**2).sum(1).mean())
+    options = {"nonnegative": nonnegative, "tolerance": tolerance, "_form": form}
+    atoms, budget, path = DenseAtoms(matrix), max(1, round(share * n)), GreedyPath()
+    assert not path.covers(1)
+    omp(atoms, target, budget, ridge=ridge, path=path, **options)
+    for size in range(1, n + 3):
+        if size <= budget:
+            assert path.covers(size)
+        if path.covers(size):
+            found = path.at(atoms, target, size, ridge)
+            expected = omp(atoms, target, size, ridge=ridge, **options)
+            assert found.support.tolist() == expected.support.tolist()
+            scale = abs(expected.weights).max(initial=0)
+            np.testing.assert_allclose(found.weights, expected.weights, 1e-6, 1e-8 * scale)
+            energy = float(target @ target)
+            assert found.objective == pytest.approx(expected.objective, 1e-7, 1e-10 * energy)
+            assert found.residual == pytest.approx(expected.residual, 1e-7, 1e-10 * energy)
+            assert found.dropped == expected.dropped
+
+
+def test_atoms_are_dropped_on_the_path() -> None:
+    random = np.random.default_rng(1)
+    matrix = random.normal(size=(80, 20)) + 0.5
+    target, path = 3 * matrix[:4].sum(0) + random.normal(size=20), GreedyPath()
+    ridge = 1e-3 * float((matrix**2).sum(1).mean())
+    whole = omp(DenseAtoms(matrix), target, 40, ridge=ridge, path=path)
+    assert whole.dropped > 5
+    for size in range(1, 41):
+        found = path.at(DenseAtoms(matrix), target, size, ridge)
+        expected = omp(DenseAtoms(matrix), target, size, ridge=ridge)
+        assert found.support.tolist() == expected.support.tolist()
+        np.testing.assert_allclose(found.weights, expected.weights, rtol=1e-7)
+
+
+def in_many_runs(strategy: Strategy, given: Candidates, tolerance: float) -> Choice:
+    """The search by a run for each budget."""
+    return smallest._smallest(strategy, given, tolerance, 0, 3)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        GradMatch(lam=1e-2),
+        GradMatch(lam=1e-2, scope="per-class"),
+        GradMatch(lam=1e-2, scope="global"),
+        GradMatch(lam=1e-2, nonnegative=False, shares="equal"),
+        GradMatchPB(lam=1e-2, batch_size=4),
+        CRAIG(),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("tolerance", [0.5, 0.2, 0.1])
+def test_the_search_finds_what_it_found_in_many_runs(strategy: Strategy, tolerance: float) -> None:
+    given = candidates(n=96)
+    found = smallest_choice(strategy, given, tolerance, seed=0, epoch=3)
+    assert given.derived.keys() <= {"batches"}
+    expected = in_many_runs(strategy, candidates(n=96), tolerance)
+    assert torch.equal(found.positions, expected.positions)
+    torch.testing.assert_close(found.weights, expected.weights)
+    assert found.filled == expected.filled
+    assert found.objective == pytest.approx(expected.objective)
+
+
+def test_a_search_runs_no_more_than_it_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+
+    def counted(atoms: Any, target: Any, budget: int, **options: Any) -> Any:
+        ran.append(budget)
+        return omp(atoms, target, budget, **options)
+
+    monkeypatch.setattr(gradmatch, "omp", counted)
+    given = candidates(n=96)
+    found = smallest_choice(GradMatch(lam=1e-3, scope="global"), given, 0.2, seed=0, epoch=0)
+    assert ran == [1 << i for i in range(len(ran))]
+    assert ran[-1] < 2 * len(found.positions)
+
+
+def test_a_choice_by_itself_holds_no_path() -> None:
+    given = candidates(n=96)
+    GradMatch().choose(given, 10, seed=0, epoch=0)
+    assert not given.derived
