@@ -18,7 +18,7 @@ from adaptive_subset.gradients.head import Head, find_heads
 from adaptive_subset.gradients.head_checks import by_position, check_rows, weight_of
 from adaptive_subset.gradients.head_recorder import HeadRecorder
 from adaptive_subset.gradients.kept import Factors, Sums
-from adaptive_subset.gradients.loss_batch import check_takes_two
+from adaptive_subset.gradients.loss_batch import check_takes_two, widened
 from adaptive_subset.gradients.model_io import (
     check_one_row_each,
     copied_to,
@@ -29,8 +29,10 @@ from adaptive_subset.gradients.model_io import (
 )
 from adaptive_subset.gradients.model_state import can_freeze, evaluating, frozen, readable
 from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
+from adaptive_subset.gradients.position_losses import TokenLoss
 from adaptive_subset.gradients.sketch import Sketch
 from adaptive_subset.gradients.storage import Rows
+from adaptive_subset.gradients.torch_losses import is_as_defined
 from adaptive_subset.items import split_batch
 from adaptive_subset.randomness import preserved_random_state
 
@@ -126,7 +128,8 @@ def last_layer_gradients(
                         kept = Factors(features, deltas, biases, size, dtype)
                     if expect is not None:
                         expect(kept.dim)
-                kept.append(features, deltas)
+                with torch.autocast(place.device.type, enabled=False):
+                    kept.append(features, deltas)
             if isinstance(kept, Sums) and y.ndim > 1:
                 y = y.new_empty(len(y), 0)  # they differ in length from batch to batch
             targets.append(copied_to(place.device, y))
@@ -177,7 +180,10 @@ class _Backward:
                 self.most = max(1, _NUMBERS // max(1, output[0].numel()))
             return output
 
-        self.recorder = HeadRecorder(find_heads(model, head, first))
+        heads = find_heads(model, head, first)
+        # The loss of tokens has a formula for its slopes, which needs no graph.
+        known = type(criterion) is TokenLoss and is_as_defined(criterion) and len(heads) == 1
+        self.recorder = HeadRecorder(heads, cut=not known)
         # A model that writes to its parameters in a forward pass goes on writing to copies.
         self._written = {name for name, p in copies.items() if p._version != untouched[name]}
         self._parameters: dict[str, Tensor] | None = None  # instead of the model's own
@@ -205,6 +211,13 @@ class _Backward:
         output = self._forward(self._parameters, args, kwargs)
         check_one_row_each(output, n)
         features, leaves = self.recorder.take(n)
+        if not self.recorder.cut:
+            if self.recorder.is_unchanged(output) and features[0].ndim > 2:
+                slopes = self._criterion.slopes(output, copied_to(device, y))
+                return features, leaves, [slopes], output
+            self.recorder.cut = True  # the model does something behind its head
+            return self(args, kwargs, y)
+        output = widened(output)
         if not output.requires_grad:
             raise ValueError(
                 f"`head` {list(self.recorder.heads)} must lead to the output of the model with "

@@ -53,10 +53,11 @@ def torch_losses(
         return None
     if isinstance(criterion, nn.Module):
         kind: Any = type(criterion)
-        changed = criterion._forward_hooks or criterion._forward_pre_hooks
-        if kind in (TokenLoss, PixelLoss) and not changed and "forward" not in vars(criterion):
+        if not is_as_defined(criterion):
+            return None
+        if kind in (TokenLoss, PixelLoss):
             return criterion.terms(*args)  # type: ignore[operator,no-any-return]
-        if kind not in _KNOWN or changed or "forward" in vars(criterion):
+        if kind not in _KNOWN:
             return None
         option: Callable[..., Any] = functools.partial(getattr, criterion)
         unreduced: Criterion = _module_without_reduction(criterion)
@@ -86,6 +87,11 @@ def torch_losses(
     if kind not in _LABELLED or target.is_floating_point():  # soft targets are not weighed
         return each, each.numel()
     return each, _label_weight(target, option("weight", None), option("ignore_index", -100))
+
+
+def is_as_defined(module: nn.Module) -> bool:
+    """Whether a call of it does what its class says."""
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _module_without_reduction(criterion: nn.Module) -> nn.Module:
