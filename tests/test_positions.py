@@ -123,6 +123,26 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Tensor], Tensor, Any,
         ),
         *(TEXT, labels(), CAUSAL, "lm_head"),
     ),
+    "Gemma 2, capped logits": (
+        hugging_face(
+            "Gemma2ForCausalLM",
+            **{"vocab_size": V, "head_dim": 4, "num_key_value_heads": 1},
+            final_logit_softcapping=2.0,
+            **LONG,
+        ),
+        *(TEXT, labels(), CAUSAL, "lm_head"),
+    ),
+    "BART, a bias behind the head": (
+        hugging_face(
+            "BartForConditionalGeneration",
+            **{"vocab_size": V, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1},
+            **{"encoder_attention_heads": 2, "decoder_attention_heads": 2},
+            **{"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 32},
+            **{"bos_token_id": 0, "eos_token_id": 2, "forced_eos_token_id": 2},
+        ),
+        {**TEXT, "decoder_input_ids": tokens(N, T)},
+        *(labels(), TOKENS, "lm_head"),
+    ),
     "BERT, masked": (
         hugging_face("BertForMaskedLM", vocab_size=V, **LONG),
         *(TEXT, labels(), TOKENS, "cls.predictions.decoder"),
@@ -302,6 +322,22 @@ def test_what_a_model_does_behind_its_head_is_in_the_gradient(
     torch.testing.assert_close(dense(found), expected, rtol=1e-9, atol=1e-12)
 
 
+def test_channels_of_a_convolution_may_be_what_a_loss_takes_for_positions() -> None:
+    class Convolved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(V, 4), nn.Conv1d(4, T, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.embedding(x).mT)  # (n, T, T)
+
+    torch.manual_seed(0)
+    model, x, y = Convolved().double(), tokens(N, T), tokens(N, T, high=T)
+    found = last_layer_gradients(model, [(x, y)], TokenLoss())[0]
+    expected = looped(model, {"x": x}, y, TokenLoss("sum"), "head")
+    torch.testing.assert_close(dense(found), expected, rtol=1e-9, atol=1e-12)
+
+
 def test_a_loss_with_a_hook_is_differentiated() -> None:
     x, y, loss = tokens(N, T), labels(), TokenLoss("sum")
     loss.register_forward_hook(lambda _, __, value: 2 * value)
@@ -476,6 +512,9 @@ def test_pixels_of_another_size_are_brought_to_that_of_the_labels() -> None:
     large = nn.functional.interpolate(logits, (32, 32), mode="bilinear")
     expected = nn.functional.cross_entropy(large, y)
     torch.testing.assert_close(PixelLoss()(logits, y), expected)
+    turned = PixelLoss()(logits, y.mT.contiguous().mT)  # strides are no matter
+    torch.testing.assert_close(turned, expected)
+    assert PixelLoss("sum")(logits[:0], y[:0]) == TokenLoss("sum")(logits[:0, 0], y[:0, 0, :8]) == 0
     weight = torch.tensor([1.0, 2, 3, 4]).double()
     found = PixelLoss("sum", weight=weight)(logits, y)
     torch.testing.assert_close(

@@ -182,8 +182,9 @@ class _Backward:
 
         heads = find_heads(model, head, first)
         # The loss of tokens has a formula for its slopes, which needs no graph.
-        known = type(criterion) is TokenLoss and is_as_defined(criterion) and len(heads) == 1
-        self.recorder = HeadRecorder(heads, cut=not known)
+        known = type(criterion) is TokenLoss and is_as_defined(criterion)
+        last = len(heads) == 1 and all(isinstance(m, nn.Linear) for m in heads.values())
+        self.recorder = HeadRecorder(heads, cut=not (known and last))
         # A model that writes to its parameters in a forward pass goes on writing to copies.
         self._written = {name for name, p in copies.items() if p._version != untouched[name]}
         self._parameters: dict[str, Tensor] | None = None  # instead of the model's own

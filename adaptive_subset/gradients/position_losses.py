@@ -55,8 +55,9 @@ class _PositionLoss(nn.Module):
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
             reduction="none",
-        ).view(len(output), -1)
-        counted = (labels.view(len(output), -1) != self.ignore_index).sum(1)
+        )
+        each = each.reshape(target.shape).flatten(1)
+        counted = (labels.reshape(target.shape).flatten(1) != self.ignore_index).sum(1)
         if self.reduction == "mean-per-sample":
             return each.sum(1) / counted.clamp(min=1), len(each)
         if self.reduction == "none":
