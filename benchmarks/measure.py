@@ -86,8 +86,17 @@ def markdown(rows: list[Row]) -> str:
 def peak() -> float:
     """The most memory that this process has held so far, in GiB."""
     # Not getrusage, which counts what the parent held when it started this process.
+    return _memory("VmHWM")
+
+
+def resident() -> float:
+    """The memory that this process holds now, in GiB."""
+    return _memory("VmRSS")
+
+
+def _memory(field: str) -> float:
     status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
+    return int(status.partition(f"{field}:")[2].split()[0]) / 2**20
 
 
 def environment(device: str | None = None) -> dict[str, Any]:

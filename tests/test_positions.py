@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from adaptive_subset import (
     CRAIG,
@@ -119,6 +121,26 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Tensor], Tensor, Any,
             **LONG,
         ),
         *(TEXT, labels(), CAUSAL, "lm_head"),
+    ),
+    "Gemma 2, capped logits": (
+        hugging_face(
+            "Gemma2ForCausalLM",
+            **{"vocab_size": V, "head_dim": 4, "num_key_value_heads": 1},
+            final_logit_softcapping=2.0,
+            **LONG,
+        ),
+        *(TEXT, labels(), CAUSAL, "lm_head"),
+    ),
+    "BART, a bias behind the head": (
+        hugging_face(
+            "BartForConditionalGeneration",
+            **{"vocab_size": V, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1},
+            **{"encoder_attention_heads": 2, "decoder_attention_heads": 2},
+            **{"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 32},
+            **{"bos_token_id": 0, "eos_token_id": 2, "forced_eos_token_id": 2},
+        ),
+        {**TEXT, "decoder_input_ids": tokens(N, T)},
+        *(labels(), TOKENS, "lm_head"),
     ),
     "BERT, masked": (
         hugging_face("BertForMaskedLM", vocab_size=V, **LONG),
@@ -234,7 +256,7 @@ def test_half_precision_is_refused() -> None:
 
 
 def test_large_outputs_are_run_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaptive_subset.gradients.collect._NUMBERS", 2 * T * V + 1)
+    monkeypatch.setattr("adaptive_subset.gradients.backward._NUMBERS", 2 * T * V + 1)
     seen: list[int] = []
     model = tagger()
     model.head.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
@@ -242,6 +264,123 @@ def test_large_outputs_are_run_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
     assert seen == [2, 4, 2, 2, 1]  # the first two find and try the head
     expected = looped(tagger(), {"x": tokens(N, T)}, labels(), TokenLoss("sum"), "head")
     torch.testing.assert_close(dense(found), expected, rtol=1e-9, atol=1e-12)
+
+
+# Slopes by their formula
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "mean-per-sample", "none"])
+def test_slopes_of_tokens_are_those_of_autograd(
+    reduction: Any, smoothing: float, weighted: bool, shift: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(N, T, V, dtype=torch.float64, generator=generator, requires_grad=True)
+    weight = torch.rand(V, dtype=torch.float64, generator=generator) if weighted else None
+    loss = TokenLoss(reduction, shift=shift, label_smoothing=smoothing, weight=weight)
+    loss.terms(logits, labels())[0].sum().backward()
+    assert logits.grad is not None
+    slopes = loss.slopes(logits, labels())
+    assert slopes.shape == logits.shape
+    torch.testing.assert_close(slopes[:], logits.grad, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(slopes[1:3, 2:], logits.grad[1:3, 2:], rtol=1e-12, atol=1e-14)
+
+
+class Behind(nn.Module):
+    """A tagger that does something with the output of its head."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor], classes: int = V) -> None:
+        super().__init__()
+        self.model, self.change = tagger(classes), change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.change(self.model(x))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda z: z * 2,
+        lambda z: z.mul_(2),
+        lambda z: 3 * (z / 3).tanh(),
+        lambda z: z.flip(2),
+        lambda z: z.view_as(z),
+        lambda z: z,
+    ],
+    ids=["scaled", "in place", "capped", "turned", "a view", "as it is"],
+)
+def test_what_a_model_does_behind_its_head_is_in_the_gradient(
+    change: Callable[[Tensor], Tensor],
+) -> None:
+    x, y, model = tokens(N, T), labels(), Behind(change)
+    batches = [(x[:2], y[:2]), (x[2:], y[2:])]
+    found = last_layer_gradients(model, batches, TokenLoss(), head="model.head")[0]
+    expected = looped(model, {"x": x}, y, TokenLoss("sum"), "model.head")
+    torch.testing.assert_close(dense(found), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_channels_of_a_convolution_may_be_what_a_loss_takes_for_positions() -> None:
+    class Convolved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(V, 4), nn.Conv1d(4, T, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.embedding(x).mT)  # (n, T, T)
+
+    torch.manual_seed(0)
+    model, x, y = Convolved().double(), tokens(N, T), tokens(N, T, high=T)
+    found = last_layer_gradients(model, [(x, y)], TokenLoss())[0]
+    expected = looped(model, {"x": x}, y, TokenLoss("sum"), "head")
+    torch.testing.assert_close(dense(found), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_loss_with_a_hook_is_differentiated() -> None:
+    x, y, loss = tokens(N, T), labels(), TokenLoss("sum")
+    loss.register_forward_hook(lambda _, __, value: 2 * value)
+    found = last_layer_gradients(tagger(), [(x, y)], loss)[0]
+    expected = 2 * looped(tagger(), {"x": x}, y, TokenLoss("sum"), "head")
+    torch.testing.assert_close(dense(found), expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("sketch", [100, 4096])
+def test_autocast_and_half_precision_round_the_model_alone(sketch: int) -> None:
+    x, y, model = tokens(N, T), labels(), tagger().float()
+    batch, held = [(x, y)], Sketch(sketch, 0)
+    exact = last_layer_gradients(model, batch, TokenLoss(), sketch=held)[0].rows()[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = last_layer_gradients(model, batch, TokenLoss(), sketch=held)[0].rows()[0]
+    half = last_layer_gradients(model.bfloat16(), batch, TokenLoss(), sketch=held)[0].rows()[0]
+    for rows in (cast, half):
+        assert rows.dtype == torch.float32
+        assert not torch.equal(rows, rows.bfloat16().float())
+        assert (rows - exact).norm() < 0.03 * exact.norm()
+
+
+class Large(TorchDispatchMode):
+    """Notes the operations that make as many numbers as there are logits."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.numbers, self.seen = numbers, set[str]()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        if any(t.numel() >= self.numbers for t in made):
+            self.seen.add(function.overloadpacket.__name__)
+        return result
+
+
+def test_nothing_but_the_logits_has_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adaptive_subset.gradients.token_slopes._CACHED", 1)
+    x, classes = tokens(16, T), 500
+    with Large(15 * T * classes) as large:
+        last_layer_gradients(tagger(classes), [(x, x)], TokenLoss(), sketch=Sketch(100, 0))
+    assert "addmm" in large.seen
+    assert large.seen <= {"addmm", "view", "_unsafe_view", "detach", "alias"}
 
 
 # The sketch
@@ -259,14 +398,18 @@ def naive_sketch(sketch: TensorSketch, matrices: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("positions", "rows", "columns"), [(1, 23, 5), (4, 23, 5), (9, 3, 9)])
-def test_a_sketch_is_the_same_by_both_ways(positions: int, rows: int, columns: int) -> None:
+def test_a_sketch_is_the_same_by_both_ways(
+    positions: int, rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = torch.Generator().manual_seed(0)
     delta = torch.randn(3, positions, rows, dtype=torch.float64, generator=generator)
     h = torch.randn(3, positions, columns, dtype=torch.float64, generator=generator)
     sketch = TensorSketch(rows, columns, 7, torch.Generator().manual_seed(1), delta)
     expected = naive_sketch(sketch, delta.mT @ h)
     torch.testing.assert_close(sketch(delta, h), expected)
-    torch.testing.assert_close(sketch._convolved(delta, h), expected)
+    for numbers in (1, 2 * rows, 7 * rows, 100 * rows):  # a position, two, some, all samples
+        monkeypatch.setattr("adaptive_subset.gradients.token_slopes._CACHED", numbers)
+        torch.testing.assert_close(sketch._convolved(delta, h), expected)
 
 
 def test_inner_products_of_sketches_are_right_on_average() -> None:
@@ -368,6 +511,9 @@ def test_pixels_of_another_size_are_brought_to_that_of_the_labels() -> None:
     large = nn.functional.interpolate(logits, (32, 32), mode="bilinear")
     expected = nn.functional.cross_entropy(large, y)
     torch.testing.assert_close(PixelLoss()(logits, y), expected)
+    turned = PixelLoss()(logits, y.mT.contiguous().mT)  # strides are no matter
+    torch.testing.assert_close(turned, expected)
+    assert PixelLoss("sum")(logits[:0], y[:0]) == TokenLoss("sum")(logits[:0, 0], y[:0, 0, :8]) == 0
     weight = torch.tensor([1.0, 2, 3, 4]).double()
     found = PixelLoss("sum", weight=weight)(logits, y)
     torch.testing.assert_close(

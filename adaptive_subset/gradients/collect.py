@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from adaptive_subset.gradients.backward import Backward, Pieces
 from adaptive_subset.gradients.coupling import raise_what_was_found
 from adaptive_subset.gradients.dense import DenseGradients
 from adaptive_subset.gradients.factored import FactoredGradients
-from adaptive_subset.gradients.head import Head, find_heads
-from adaptive_subset.gradients.head_checks import by_position, check_rows, weight_of
-from adaptive_subset.gradients.head_recorder import HeadRecorder
+from adaptive_subset.gradients.head import Head
 from adaptive_subset.gradients.kept import Factors, Sums
 from adaptive_subset.gradients.loss_batch import check_takes_two
 from adaptive_subset.gradients.model_io import (
-    check_one_row_each,
     copied_to,
-    logits_of,
     part,
     targets_of,
-    to_model,
 )
-from adaptive_subset.gradients.model_state import can_freeze, evaluating, frozen, readable
-from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
+from adaptive_subset.gradients.model_state import evaluating, readable
+from adaptive_subset.gradients.per_sample import Criterion
 from adaptive_subset.gradients.sketch import Sketch
 from adaptive_subset.gradients.slopes import Slopes
 from adaptive_subset.gradients.storage import Rows
 from adaptive_subset.items import split_batch
 from adaptive_subset.randomness import preserved_random_state
-
-_NUMBERS = 1 << 25  # in the outputs of one piece of a batch, where these have many a sample
-
-logger = logging.getLogger("adaptive_subset")
 
 
 def last_layer_gradients(
@@ -108,7 +98,7 @@ def last_layer_gradients(
         stack.enter_context(preserved_random_state())
         stack.enter_context(evaluating(model, criterion))
         stack.enter_context(torch.enable_grad())
-        run: _Backward | None = None
+        run: Backward | None = None
         for batch in batches:
             args, kwargs, y = split_batch(batch, target)
             y = targets_of(y, name)
@@ -116,9 +106,9 @@ def last_layer_gradients(
                 continue
             if run is None:
                 few = part((args, kwargs), slice(2), len(y))
-                run = _Backward(model, criterion, head, *few, fresh=fresh)
+                run = Backward(model, criterion, head, *few, fresh=fresh)
                 stack.enter_context(run.attached())
-                in_pieces = _Pieces(run)
+                in_pieces = Pieces(run)
             for features, leaves, deltas, output, labels in in_pieces(args, kwargs, y):
                 if kept is None:
                     biases = run.recorder.biases
@@ -131,7 +121,8 @@ def last_layer_gradients(
                         run.slopes = Slopes.of(criterion, output, labels, kept.append_delta)
                     if expect is not None:
                         expect(kept.dim)
-                kept.append(features, deltas)
+                with torch.autocast(place.device.type, enabled=False):
+                    kept.append(features, deltas)
                 if deltas is None and run.slopes is not None:
                     run.slopes.add(output, labels)
             if isinstance(kept, Sums) and y.ndim > 1:
@@ -157,136 +148,3 @@ def _check_storage(dtype: torch.dtype | None) -> None:
             f"gradients are held in what they are computed in, got {dtype}. Choose a smaller "
             "`sketch`."
         )
-
-
-class _Backward:
-    """From a batch to the factors of its gradients: a forward pass, and backward to the head.
-
-    Args:
-        model, criterion, head: see `last_layer_gradients`.
-        args, kwargs: a few samples, to find the head with.
-        fresh: see there.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        criterion: Criterion,
-        head: Head | None,
-        args: Any,
-        kwargs: Any,
-        *,
-        fresh: bool,
-    ) -> None:
-        self._model, self._criterion = model, criterion
-        self._place = next(model.parameters())
-        self._copies = True  # inputs, before the model may write to them
-        self._most = 0  # rows of the largest batch so far, whose rows were checked
-        copies = {
-            name: p.detach().clone().requires_grad_(p.is_floating_point())
-            for name, p in model.named_parameters()
-        }
-        untouched = {name: copy._version for name, copy in copies.items()}
-        self.most = sys.maxsize  # samples to run at once
-
-        def first() -> Tensor:
-            output = self._forward(copies, args, kwargs)
-            if output.ndim > 2 and len(output):
-                self.most = max(1, _NUMBERS // max(1, output[0].numel()))
-            return output
-
-        self.recorder = HeadRecorder(find_heads(model, head, first))
-        # What did not fit on a device is run again, in pieces, from what it was.
-        self._copies = not (fresh and self._place.device.type == "cpu")
-        # A model that writes to its parameters in a forward pass goes on writing to copies.
-        self._written = {name for name, p in copies.items() if p._version != untouched[name]}
-        self.slopes: Slopes | None = None  # of batches whose output is what left the head
-        self._parameters: dict[str, Tensor] | None = None  # instead of the model's own
-        if self._written or not can_freeze(model):
-            self._parameters = {
-                name: p.detach().clone() if name in self._written else p.detach()
-                for name, p in model.named_parameters()
-            }
-
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """The model has hooks on its heads, and parameters without gradients, in here only."""
-        with self.recorder.attached(), nullcontext() if self._parameters else frozen(self._model):
-            yield
-
-    def _forward(self, parameters: dict[str, Tensor] | None, args: Any, kwargs: Any) -> Tensor:
-        args, kwargs = to_model((args, kwargs), self._place, copies=self._copies)
-        if parameters is None:
-            return logits_of(self._model(*args, **kwargs))
-        return logits_of(torch.func.functional_call(self._model, parameters, args, kwargs))
-
-    def __call__(self, args: Any, kwargs: Any, y: Tensor) -> tuple[Any, ...]:
-        self.recorder.clear()
-        n, device = len(y), self._place.device
-        output = self._forward(self._parameters, args, kwargs)
-        check_one_row_each(output, n)
-        features, leaves = self.recorder.take(n)
-        if self.slopes is not None:
-            if self.slopes.takes(output) and self.recorder.is_output(output):
-                return features, leaves, None, output.detach()
-            self.slopes.flush()  # they come before those of this batch
-        if not output.requires_grad:
-            raise ValueError(
-                f"`head` {list(self.recorder.heads)} must lead to the output of the model with "
-                "gradients, got an output without. Name the layer that it comes from, and keep "
-                "no_grad(), detach() and argmax() out of the model's forward."
-            )
-        with torch.autocast(device.type, enabled=False):
-            if n > self._most:
-                check_rows(list(self.recorder.heads), leaves, output)
-                self._most = n
-            target = copied_to(device, y)
-            losses = per_sample_losses(self._criterion, output, target, wait=False)
-            slopes = torch.autograd.grad(losses, leaves, torch.ones_like(losses))
-            heads = zip(self.recorder.heads.items(), slopes, strict=True)
-            deltas = [by_position(name, module, slope) for (name, module), slope in heads]
-            return features, leaves, deltas, output
-
-    def weight(self, leaves: list[Tensor], output: Tensor) -> Tensor | None:
-        """(C, p) of the last layer, None unless what leaves the model is what left its one head.
-
-        A 1×1 convolution's output counts without its one place.
-        """
-        first = leaves[0].to(output.dtype)
-        first = first.flatten(1) if output.ndim == 2 else first
-        if len(leaves) > 1 or first.shape != output.shape or not torch.equal(first, output):
-            return None
-        ((name, module),) = self.recorder.heads.items()
-        if any(key.removeprefix(f"{name}.") in ("weight", "bias") for key in self._written):
-            return None
-        weight = weight_of(module).detach()
-        return weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
-
-
-class _Pieces:
-    """Runs batches in pieces of as many samples as memory was found to hold."""
-
-    def __init__(self, run: _Backward) -> None:
-        self._run, self._most = run, sys.maxsize
-
-    def __call__(self, args: Any, kwargs: Any, y: Tensor) -> Iterator[tuple[Any, ...]]:
-        start, n = 0, len(y)
-        while start < n:
-            size = min(self._most, self._run.most, n - start)
-            piece = (args, kwargs, y)
-            if size < n:
-                piece = part(piece, slice(start, start + size), n)
-            try:
-                result = self._run(*piece)
-            except torch.cuda.OutOfMemoryError:
-                if size == 1:
-                    raise
-                result = None
-            if result is None:  # here, since the handler holds on to what filled the memory
-                self._most = size // 2
-                logger.warning(
-                    "%d samples at once do not fit in memory: going on with %d", size, self._most
-                )
-            else:
-                yield *result, piece[2]
-                start += size

@@ -18,12 +18,18 @@ class HeadRecorder:
     The outputs are cut out of the graph and made its leaves, so that ``∂ℓ/∂z`` comes from the
     model's real output, whatever it does after the head: several heads averaged, a distillation
     or an auxiliary head, a scale. One head may lead to another, as the factors of an adapter do.
+
+    Args:
+        heads: by name.
+        cut: whether outputs are cut out. Otherwise they are recorded as they are.
     """
 
-    def __init__(self, heads: Mapping[str, nn.Module]) -> None:
+    def __init__(self, heads: Mapping[str, nn.Module], *, cut: bool = True) -> None:
         self.heads = dict(heads)
+        self.cut = cut
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        self._passed_on: Tensor | None = None  # what went on from the last head that ran
+        self._last: Tensor | None = None  # what went on from the last head that ran
+        self._version = 0
 
     @property
     def biases(self) -> list[bool]:
@@ -48,27 +54,32 @@ class HeadRecorder:
         def record(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
         ) -> Tensor:
+            features = (args[0] if args else next(iter(kwargs.values()))).detach()
+            if not self.cut:
+                self._seen.setdefault(name, []).append((features, output))
+                self._last, self._version = output, output._version
+                return output
             # Parameters are frozen, so that only another head upstream gives it a graph.
             leaf = output if output.requires_grad else output.detach()
             if torch.is_autocast_enabled(leaf.device.type):
                 leaf = leaf.float()  # else ∂ℓ/∂z would be rounded to half precision
             leaf = leaf if leaf.requires_grad else leaf.requires_grad_()
-            features = args[0] if args else next(iter(kwargs.values()))
-            self._seen.setdefault(name, []).append((features.detach(), leaf))
+            self._seen.setdefault(name, []).append((features, leaf))
             # A copy, since an in-place activation behind the head would change what was recorded.
-            self._passed_on = leaf.clone()
-            return self._passed_on
+            self._last, self._version = leaf.clone(), 0
+            return self._last
 
         return record
 
-    def is_output(self, output: Tensor) -> bool:
-        """Whether the one head is the end of the model: what left it is `output`, untouched."""
-        return output is self._passed_on and output._version == 0 and len(self.heads) == 1
+    def is_unchanged(self, output: Tensor) -> bool:
+        """Whether the one head is the end of the model: `output` is what left it, untouched."""
+        unchanged = output is self._last and output._version == self._version
+        return unchanged and len(self.heads) == 1
 
     def clear(self) -> None:
         """Forget a forward pass that was not completed."""
         self._seen.clear()
-        self._passed_on = None
+        self._last = None
 
     def take(self, n: int) -> tuple[list[Tensor], list[Tensor]]:
         """The features, without that of a bias, and outputs of the last forward pass.

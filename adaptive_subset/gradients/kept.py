@@ -12,6 +12,7 @@ from adaptive_subset.gradients.factored import FactoredGradients
 from adaptive_subset.gradients.head_checks import with_constant
 from adaptive_subset.gradients.sketch import Sketch, SketchedGradients, TensorSketch, sketch_of
 from adaptive_subset.gradients.storage import Rows
+from adaptive_subset.gradients.token_slopes import TokenSlopes
 
 
 class Factors:
@@ -72,7 +73,7 @@ class Sums:
     def __init__(
         self,
         features: Sequence[Tensor],
-        deltas: Sequence[Tensor],
+        deltas: Sequence[Tensor | TokenSlopes],
         biases: Sequence[bool],
         size: int | None,
         sketch: Sketch,
@@ -87,17 +88,17 @@ class Sums:
             self.dim += rows * columns if fits else sketch.size
         self._rows = Rows(size)
 
-    def append(self, features: Sequence[Tensor], deltas: Sequence[Tensor]) -> None:
+    def append(self, features: Sequence[Tensor], deltas: Sequence[Tensor | TokenSlopes]) -> None:
         """Add those of a batch."""
         parts = []
         heads = zip(self._maps, deltas, features, self._biases, strict=True)
         for reduce, delta, h, bias in heads:
-            if delta.ndim == 2:
+            if isinstance(delta, Tensor) and delta.ndim == 2:
                 delta, h = delta[:, None], h[:, None]
             h = h.to(delta.dtype)
             if bias:
                 h = with_constant(h)
-            parts.append(delta.mT.bmm(h).flatten(1) if reduce is None else reduce(delta, h))
+            parts.append(delta[:].mT.bmm(h).flatten(1) if reduce is None else reduce(delta, h))
         self._rows.append(torch.cat(parts, 1))
 
     def join(self) -> DenseGradients:

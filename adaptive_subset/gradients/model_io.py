@@ -71,7 +71,7 @@ def to_model(inputs: Any, place: Tensor, *, copies: bool = True) -> Any:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits, in at least float32.
+    """The logits as they are.
 
     Also of an output object or a dict that holds them as `logits`, or as `out`, as torchvision's
     segmentation models do.
@@ -85,7 +85,7 @@ def logits_of(output: Any) -> Tensor:
             "`model` must return a tensor, or an object or a dict with a tensor `logits`, got "
             f"{type(output).__name__}. Wrap the model so that it returns its logits."
         )
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return logits
 
 
 def check_one_row_each(output: Tensor, n: int) -> None:

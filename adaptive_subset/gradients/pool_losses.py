@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptive_subset.gradients.coupling import raise_what_was_found
-from adaptive_subset.gradients.loss_batch import check_takes_two
+from adaptive_subset.gradients.loss_batch import check_takes_two, widened
 from adaptive_subset.gradients.model_io import (
     check_one_row_each,
     copied_to,
@@ -59,6 +59,7 @@ def pool_losses(
             if len(y) == 0:
                 continue
             output = logits_of(model(*to_model(args, place), **to_model(kwargs, place)))
+            output = widened(output)
             check_one_row_each(output, len(y))
             with torch.autocast(place.device.type, enabled=False):
                 found.append(per_sample_losses(criterion, output, y, wait=False).float())

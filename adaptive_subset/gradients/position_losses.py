@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from adaptive_subset.gradients.token_slopes import TokenSlopes
 
 Reduction = Literal["mean", "sum", "mean-per-sample", "none"]
 
@@ -47,17 +50,14 @@ class _PositionLoss(nn.Module):
     def terms(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int | None]:
         """The losses, (n, T) or (n,), and what their sum is divided by; None for "none"."""
         logits, labels = self._lined_up(output, target)
-        weight = self.weight
-        assert weight is None or isinstance(weight, Tensor)
         each = F.cross_entropy(
-            logits.flatten(2),
-            labels.flatten(1),
-            None if weight is None else weight.to(logits),
+            *(logits, labels, self._weights(logits)),
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
             reduction="none",
         )
-        counted = (labels.flatten(1) != self.ignore_index).sum(1)
+        each = each.reshape(target.shape).flatten(1)
+        counted = (labels.reshape(target.shape).flatten(1) != self.ignore_index).sum(1)
         if self.reduction == "mean-per-sample":
             return each.sum(1) / counted.clamp(min=1), len(each)
         if self.reduction == "none":
@@ -71,8 +71,12 @@ class _PositionLoss(nn.Module):
     def _labels(self, target: Tensor) -> Tensor:
         return target
 
+    def _weights(self, logits: Tensor) -> Tensor | None:
+        assert self.weight is None or isinstance(self.weight, Tensor)
+        return None if self.weight is None else self.weight.to(logits)
+
     def _lined_up(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (n, C, …) and labels (n, …)."""
+        """Logits (m, C, …) and labels (m, …), those of a sample one after the other."""
         raise NotImplementedError
 
 
@@ -108,14 +112,35 @@ class TokenLoss(_PositionLoss):
         )
         self.shift = shift
 
+    def terms(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int | None]:
+        """See above; of shifted labels there are T − 1."""
+        each, divisor = super().terms(output, target)
+        return each[:, : target.shape[1] - self.shift] if each.ndim > 1 else each, divisor
+
+    def slopes(self, logits: Tensor, target: Tensor) -> TokenSlopes:
+        """``∂ℓᵢ/∂z`` of what each sample adds to a sum of `terms`, in at least float32."""
+        labels = self._lined_up(logits, target)[1].view(target.shape)
+        counts, dtype = labels != self.ignore_index, torch.promote_types(logits.dtype, torch.float)
+        labels, share, weight = labels.where(counts, 0), counts.to(dtype), self._weights(logits)
+        if self.reduction == "mean-per-sample":
+            share /= counts.sum(1, keepdim=True).clamp(min=1)
+        hit = share if weight is None else share * weight.to(dtype)[labels]
+        smoothing, rest = self.label_smoothing, None
+        if smoothing:
+            hit, rest = hit * (1 - smoothing), share * (smoothing / logits.shape[-1])
+        return TokenSlopes(logits.detach(), labels, hit, rest, weight)
+
     def _labels(self, target: Tensor) -> Tensor:
         return target[:, 1:] if self.shift else target
 
     def _lined_up(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         if output.ndim != 3 or target.shape != output.shape[:2]:
             raise _shapes("(n, T, C)", "(n, T)", output, target)
-        logits = output[:, :-1] if self.shift else output
-        return logits.mT, self._labels(target)
+        # Classes last, as they come, are read several times as fast as along another dimension;
+        # and a label less is cheaper than a copy of the logits without the last position.
+        labels = self._labels(target)
+        labels = F.pad(labels, (0, target.shape[1] - labels.shape[1]), value=self.ignore_index)
+        return output.flatten(0, 1), labels.flatten()
 
 
 class PixelLoss(_PositionLoss):

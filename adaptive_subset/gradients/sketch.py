@@ -9,9 +9,8 @@ from torch import Tensor
 
 from adaptive_subset.gradients.dense import DenseGradients
 from adaptive_subset.gradients.protocol import Index
+from adaptive_subset.gradients.token_slopes import TokenSlopes, numbers_at_once
 from adaptive_subset.randomness import Purpose, seeded
-
-_NUMBERS = 1 << 24  # in the Fourier transforms at once
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,12 @@ class TensorSketch:
     """
 
     def __init__(
-        self, rows: int, columns: int, size: int, generator: torch.Generator, like: Tensor
+        self,
+        rows: int,
+        columns: int,
+        size: int,
+        generator: torch.Generator,
+        like: Tensor | TokenSlopes,
     ) -> None:
         def signs(count: int) -> Tensor:
             drawn = torch.randint(2, (count,), generator=generator) * 2 - 1
@@ -59,19 +63,30 @@ class TensorSketch:
         places = torch.randperm(size * -(-columns // size), generator=generator)[:columns] % size
         self._columns = places.to(like.device)
 
-    def __call__(self, delta: Tensor, features: Tensor) -> Tensor:
+    def __call__(self, delta: Tensor | TokenSlopes, features: Tensor) -> Tensor:
         """(n, m) of δ (n, T, C) and h (n, T, p)."""
         (_, positions, rows), columns = delta.shape, features.shape[2]
         if rows * columns <= positions * self.size:
-            signed = (delta * self._row_signs).mT @ (features * self._column_signs)
+            signed = (delta[:] * self._row_signs).mT @ (features * self._column_signs)
             return self._folded(signed)
-        some = max(1, _NUMBERS // (positions * self.size))
-        pairs = zip(torch.split(delta, some), torch.split(features, some), strict=True)
-        return torch.cat([self._convolved(d, h) for d, h in pairs])
+        return self._convolved(delta, features)
 
-    def _convolved(self, delta: Tensor, features: Tensor) -> Tensor:
+    def _convolved(self, delta: Tensor | TokenSlopes, features: Tensor) -> Tensor:
         (n, positions, rows), m = delta.shape, self.size
-        left = delta.new_zeros(n, positions, m)
+        spectrum = torch.fft.rfft(features.new_zeros(n, m))
+        some = max(1, numbers_at_once(features.device) // max(rows, m))
+        samples = max(1, some // positions)
+        for i in (slice(start, start + samples) for start in range(0, n, samples)):
+            for t in (slice(start, start + some) for start in range(0, positions, some)):
+                left, right = self._left(delta[i, t]), self._right(features[i, t])
+                spectrum[i] += torch.fft.rfft(left).mul_(torch.fft.rfft(right)).sum(1)
+        sketch: Tensor = torch.fft.irfft(spectrum, n=m)
+        return sketch
+
+    def _left(self, delta: Tensor) -> Tensor:
+        """(…, m) of δ (…, C)."""
+        m, rows = self.size, delta.shape[-1]
+        left = delta.new_zeros(*delta.shape[:-1], m)
         for k, turn in enumerate(self._turns):
             part = slice(k * m, min((k + 1) * m, rows))
             some, own = delta[..., part], self._row_signs[part]
@@ -79,11 +94,14 @@ class TensorSketch:
             left[..., turn : turn + split].addcmul_(some[..., :split], own[:split])
             rest = some.shape[-1] - split
             left[..., :rest].addcmul_(some[..., split:], own[split:])
-        right = features.new_zeros(n, positions, m)
-        right.index_add_(2, self._columns, features * self._column_signs)
-        product = torch.fft.rfft(left).mul_(torch.fft.rfft(right)).sum(1)
-        sketch: Tensor = torch.fft.irfft(product, n=m)
-        return sketch
+        return left
+
+    def _right(self, features: Tensor) -> Tensor:
+        """(…, m) of h (…, p)."""
+        right = features.new_zeros(*features.shape[:-1], self.size)
+        return right.scatter_add_(
+            -1, self._columns.expand(features.shape), features * self._column_signs
+        )
 
     def _folded(self, signed: Tensor) -> Tensor:
         """(n, m) of matrices (n, C, p) whose entries have their signs."""
@@ -113,7 +131,9 @@ class SketchedGradients(DenseGradients):
         return SketchedGradients(rows[0])
 
 
-def sketch_of(sketch: Sketch, head: int, rows: int, columns: int, like: Tensor) -> TensorSketch:
+def sketch_of(
+    sketch: Sketch, head: int, rows: int, columns: int, like: Tensor | TokenSlopes
+) -> TensorSketch:
     """The map for gradients (rows, columns) of the `head`-th head."""
     generator = seeded(sketch.seed, 0, Purpose.SKETCH, head)
     return TensorSketch(rows, columns, sketch.size, generator, like)

@@ -52,7 +52,7 @@ def torch_losses(
         return None
     output, target = args
     if isinstance(criterion, nn.Module):
-        if not _is_as_made(criterion):
+        if not is_as_made(criterion):
             return None
         kind: Any = type(criterion)
         if kind in (TokenLoss, PixelLoss):
@@ -89,7 +89,7 @@ def torch_losses(
     return each, _label_weight(target, options.get("weight"), options.get("ignore_index", -100))
 
 
-def _is_as_made(criterion: nn.Module) -> bool:
+def is_as_made(criterion: nn.Module) -> bool:
     """Whether nothing was hung on a module that calling its function would leave out."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     own = vars(criterion)
