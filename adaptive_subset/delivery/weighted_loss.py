@@ -61,8 +61,7 @@ def weighted_loss(
         dtype, value = value.dtype, value.detach()
         batch = LossBatch.of(len(weights), args, kwargs)
         losses, divisor = losses_and_divisor(criterion, snapshot, batch, value, wait=False)
-    # Divided before the product, which has no graph: one operation less to go back through.
-    return torch.dot(weights.to(losses) / divisor, losses).to(dtype), losses
+    return (torch.dot(weights.to(losses), losses) / divisor).to(dtype), losses
 
 
 def _weighted_rows(each: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
