@@ -213,9 +213,10 @@ class _Backward:
         check_one_row_each(output, n)
         features, leaves = self.recorder.take(n)
         if not self.recorder.cut:
+            assert isinstance(self._criterion, TokenLoss)
             if self.recorder.is_unchanged(output) and features[0].ndim > 2:
-                slopes = self._criterion.slopes(output, copied_to(device, y))
-                return features, leaves, [slopes], output
+                formula = self._criterion.slopes(output, copied_to(device, y))
+                return features, leaves, [formula], output
             self.recorder.cut = True  # the model does something behind its head
             return self(args, kwargs, y)
         output = widened(output)
