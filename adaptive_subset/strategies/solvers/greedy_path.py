@@ -44,7 +44,7 @@ class GreedyPath:
         self.size += 1 - len(out)
 
     def covers(self, budget: int) -> bool:
-        """Whether the result for this budget lies on it: it is no larger, or would not be spent."""
+        """Whether the result for a budget of at most n lies on it: no larger, or not spent."""
         unspent = self.size < self.budget and len(self.steps) < most_steps(self.budget)
         return unspent or budget <= self.budget
 
