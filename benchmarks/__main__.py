@@ -246,9 +246,8 @@ BENCHMARKS = [
         "benchmarks.step --data {mnist} --repeats 25",
         "An epoch of training against the plain loop, LeNet",
         "The plain loop trains on the same subset through `torch.utils.data.Subset`. What is added "
-        "is about 1 ms for a batch of 128: some 5 µs a sample, most of it in Python, to carry its "
-        "weight through collation, and a loss that is evaluated twice, as it is and by sample. "
-        "In a step of a larger network it is lost, see ResNet-18.",
+        "is most of all Python, which carries the weight of each sample through collation. In a "
+        "step of a larger network it is lost, see ResNet-18.",
         STEP,
         threads=1,
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ def _rank(rank: int, ranks: int, work: Callable[[int], Any], folder: Path, timeo
         timeout=timedelta(seconds=timeout),
     )
     torch.save(work(rank), folder / f"{ranks}-{rank}")
-    dist.barrier()
+    with suppress(RuntimeError):  # whoever is out first closes the connections
+        dist.barrier()
     os._exit(0)  # gloo's threads may abort an interpreter that is shut down in order
 
 
