@@ -114,7 +114,7 @@ def compare(
     Args:
         train: one run, by method, learning rate and seed.
         rates: to choose from.
-        seeds: whose mean and standard deviation are shown.
+        seeds: whose mean and standard error are shown.
         figure: what the results are.
     """
     yield f"| method | learning rate | {figure} | seconds |"
@@ -124,7 +124,7 @@ def compare(
         best = max(rates, key=lambda rate: first[rate].validation)
         results = [first[best], *(train(method, best, seed) for seed in seeds[1:])]
         tested = [result.test for result in results]
-        spread = f" ± {stdev(tested):.3f}" if len(tested) > 1 else ""
+        spread = f" ± {stdev(tested) / len(tested) ** 0.5:.3f}" if len(tested) > 1 else ""
         seconds = mean(result.seconds for result in results)
         yield f"| {method} | {best:g} | {mean(tested):.3f}{spread} | {seconds:.1f} |"
 

@@ -60,7 +60,7 @@ def test_rates_are_chosen_on_validation_data_with_the_first_seed(
 
     table = list(equal_cost.compare(train, (1.0, 0.1, 0.01), (3, 4), "accuracy"))
     assert table[0] == "| method | learning rate | accuracy | seconds |"
-    assert table[2] == "| full | 0.1 | 3.600 ± 0.707 | 2.0 |"
+    assert table[2] == "| full | 0.1 | 3.600 ± 0.500 | 2.0 |"
     assert len(table) == 2 + len(equal_cost.METHODS)
     assert seen[:4] == [("full", 1.0, 3), ("full", 0.1, 3), ("full", 0.01, 3), ("full", 0.1, 4)]
     assert len(seen) == 4 * len(equal_cost.METHODS)
