@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import copy
 import functools
 import inspect
@@ -12,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaptive_subset.delivery.weighted_loss import weighted_loss
 from adaptive_subset.gradients import coupling, per_sample
 from adaptive_subset.gradients.loss_batch import LossBatch
 from adaptive_subset.gradients.per_sample import per_sample_losses
+from tests.operations import Counting
 
 N, C = 6, 4
 GENERATOR = torch.Generator().manual_seed(0)
@@ -429,18 +428,6 @@ def test_autocast_does_not_round_what_is_compared() -> None:
         found, _ = weighted_loss(own, WEIGHTS, output, LABELS)
     losses = F.cross_entropy(output @ table, LABELS, reduction="none")
     torch.testing.assert_close(found.float(), torch.dot(WEIGHTS, losses) / N, rtol=1e-5, atol=0)
-
-
-class Counting(TorchDispatchMode):
-    """Counts the operations of torch by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: collections.Counter[str] = collections.Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls[func.overloadpacket.__name__] += 1
-        return func(*args, **kwargs or {})
 
 
 @pytest.mark.parametrize(

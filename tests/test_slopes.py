@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
 from adaptive_subset.gradients import slopes
 from adaptive_subset.gradients.collect import last_layer_gradients
 from adaptive_subset.gradients.source import GradientSource
 from tests import models
+from tests.operations import Counting
 from tests.test_last_layer import dense
 
 N = 23
@@ -90,16 +89,6 @@ def test_soft_and_real_targets(criterion: nn.Module, y: Tensor) -> None:
     torch.testing.assert_close(found, alone(model, criterion, y))
 
 
-class Counting(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: collections.Counter[str] = collections.Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls[func.overloadpacket.__name__] += 1
-        return func(*args, **kwargs or {})
-
-
 def test_the_loss_is_evaluated_for_many_batches_at_once() -> None:
     def passes(batches: int) -> int:
         x, y = X.repeat(batches, 1), Y.repeat(batches)
@@ -126,15 +115,7 @@ def test_a_loss_that_nobody_knows_sees_the_batches_as_they_are() -> None:
 
 
 def test_a_dataset_is_left_as_it_is_by_a_model_that_writes_to_its_inputs() -> None:
-    class InPlace(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = models.mlp()
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.body(x.sub_(1).mul_(0.5))
-
-    model, x = InPlace(), X.clone()
+    model, x = models.InPlace(), X.clone()
     expected = GradientSource(TensorDataset((x - 1) * 0.5, Y), batch_size=8).read(
         model.body, nn.CrossEntropyLoss()
     )

@@ -34,19 +34,8 @@ def run(model: nn.Module, criterion: Any = None) -> Tensor:
     return dense(last_layer_gradients(model, batches, criterion)[0])
 
 
-class InPlace(nn.Module):
-    """Normalises its input where it lies."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = models.mlp()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x.sub_(1).mul_(0.5))
-
-
 def test_inputs_that_a_model_writes_to_are_copies() -> None:
-    model, inputs = InPlace(), X.clone()
+    model, inputs = models.InPlace(), X.clone()
     expected = dense(
         last_layer_gradients(model.body, [((X - 1) * 0.5, Y)], nn.CrossEntropyLoss())[0]
     )

@@ -74,8 +74,9 @@ class Backward:
         self._copies = not (fresh and self._place.device.type == "cpu")
         # The loss of tokens has a formula for its slopes, which needs no graph.
         last = len(heads) == 1 and all(isinstance(m, nn.Linear) for m in heads.values())
-        known = last and type(criterion) is TokenLoss and is_as_made(criterion)
-        self._tokens = criterion if known and isinstance(criterion, TokenLoss) else None
+        self._tokens: TokenLoss | None = None
+        if last and type(criterion) is TokenLoss and is_as_made(criterion):
+            self._tokens = criterion
         self.recorder = HeadRecorder(heads, cut=self._tokens is None)
         # A model that writes to its parameters in a forward pass goes on writing to copies.
         self._written = {name for name, p in copies.items() if p._version != untouched[name]}

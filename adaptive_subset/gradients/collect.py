@@ -16,11 +16,7 @@ from adaptive_subset.gradients.factored import FactoredGradients
 from adaptive_subset.gradients.head import Head
 from adaptive_subset.gradients.kept import Factors, Sums
 from adaptive_subset.gradients.loss_batch import check_takes_two
-from adaptive_subset.gradients.model_io import (
-    copied_to,
-    part,
-    targets_of,
-)
+from adaptive_subset.gradients.model_io import copied_to, part, targets_of
 from adaptive_subset.gradients.model_state import evaluating, readable
 from adaptive_subset.gradients.per_sample import Criterion
 from adaptive_subset.gradients.sketch import Sketch
