@@ -1,12 +1,15 @@
-"""Tables of other pages that show figures of the benchmarks, written from these."""
+"""Tables of other pages that show figures of benchmarks and examples, written from these."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from examples import equal_cost
 
 Row = dict[str, Any]
 Rows = Callable[[str], list[Row]]  # of a file of figures, by its name
@@ -20,7 +23,7 @@ class Table:
         page: in docs/.
         head: its first line, by which it is found.
         lines: the lines below, made of the rows of
-        files: in benchmarks/results.
+        files: in benchmarks/results: those of benchmarks, .json, or of single runs, .jsonl.
     """
 
     page: str
@@ -29,12 +32,19 @@ class Table:
     files: tuple[str, ...]
 
     def is_measured(self, results: Path) -> bool:
-        return all((results / f"{name}.json").exists() for name in self.files)
+        return all((results / name).exists() for name in self.files)
 
     def text(self, results: Path) -> str:
-        read = {name: json.loads((results / f"{name}.json").read_text()) for name in self.files}
         line = "|---" * (self.head.count("|") - 1) + "|"
-        return "\n".join([self.head, line, *self.lines(lambda name: read[name]["rows"])])
+        return "\n".join([self.head, line, *self.lines(lambda name: figures(results / name))])
+
+
+def figures(path: Path) -> list[Row]:
+    """The rows of a file."""
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    rows: list[Row] = json.loads(path.read_text())["rows"]
+    return rows
 
 
 def write(docs: Path, results: Path) -> None:
@@ -48,22 +58,22 @@ def write(docs: Path, results: Path) -> None:
 
 def costs(rows: Rows) -> Iterable[str]:
     """What a selection costs on a CPU."""
-    large = passes(rows("selection-resnet18"), 0.1)
+    large = passes(rows("selection-resnet18.json"), 0.1)
     of_large = spelled(large) if max(large.values()) > 1 else "no measurable overhead"
-    whole = {row["strategy"]: row for row in rows("scale") if row["samples"] == 1_281_167}
+    whole = {row["strategy"]: row for row in rows("scale.json") if row["samples"] == 1_281_167}
     solvers = (
         f"`{name}` {whole[key]['solver, s']:.0f} s, {whole[key]['peak, GiB']:.1f} GiB"
         for name, key in (("GradMatch", "gradmatch"), ("GradMatchPB", "gradmatch-pb"))
     )
-    omp = [row["times faster"] for row in rows("omp") if row["solver"] == "signed, float64"]
-    craig = {row["method"]: row["times CRAIG()"] for row in rows("craig")}
+    omp = [row["times faster"] for row in rows("omp.json") if row["solver"] == "signed, float64"]
+    craig = {row["method"]: row["times CRAIG()"] for row in rows("craig.json")}
     apricot, submodlib = (craig[f"{peer}, matrix given"] for peer in ("apricot", "submodlib"))
-    (small,), (wide,) = rows("step"), rows("step-resnet18")
+    (small,), (wide,) = rows("step.json"), rows("step-resnet18.json")
     cells = {
         "a selection of 10 % of MNIST, LeNet, in bare inference passes": spelled(
-            passes(rows("selection"), 0.1)
+            passes(rows("selection.json"), 0.1)
         ),
-        "the same of 1 %": spelled(passes(rows("selection"), 0.01)),
+        "the same of 1 %": spelled(passes(rows("selection.json"), 0.01)),
         "a selection of 10 % of 5,000 CIFAR-10 images, ResNet-18, two threads": of_large,
         "the solvers on 1,281,167 samples of 1,000 classes, 30 %, two threads": "; ".join(solvers),
         "GRAD-MATCH's solver against scikit-learn's `orthogonal_mp_gram`, same support": (
@@ -99,7 +109,7 @@ def rounded(value: float) -> str:
 
 def on_gpu(rows: Rows) -> Iterable[str]:
     """What a selection costs on a GPU, in inference passes."""
-    found = {row["what"]: row.get("ratio", 0.0) for row in rows("device-cuda")}
+    found = {row["what"]: row.get("ratio", 0.0) for row in rows("device-cuda.json")}
     for name in ("GradMatchPB", "GLISTER", "GradMatch", "CRAIG"):
         ratios = (found[f"{name}, {share} %"] for share in (10, 30))
         yield f"| `{name}` | {' | '.join(f'{r:.{2 if r < 2 else 1}f}' for r in ratios)} |"
@@ -107,7 +117,7 @@ def on_gpu(rows: Rows) -> Iterable[str]:
 
 def on_ranks(rows: Rows) -> Iterable[str]:
     """What a selection takes on several processes."""
-    for row in rows("ranks"):
+    for row in rows("ranks.json"):
         seconds = f"{row['selection, s']:.2f} | {row['processor, s']:.2f}"
         same = "yes" if row["same selection"] else "no"
         against = "| |" if row["ranks"] == 1 else f"{row['times one process']:.2f} | {same} |"
@@ -117,7 +127,7 @@ def on_ranks(rows: Rows) -> Iterable[str]:
 def sketches(rows: Rows) -> Iterable[str]:
     """What each way to sketch loses."""
     before = None
-    for row in rows("sketches"):
+    for row in rows("sketches.json"):
         size, way = row["numbers"], row["way"]
         if way == "exact":
             continue
@@ -131,25 +141,41 @@ def sketches(rows: Rows) -> Iterable[str]:
         before = size
 
 
+def of_runs(page: str, name: str, figure: str, digits: int = 3) -> Table:
+    """That of an example which compares methods at equal cost."""
+    head, *_ = equal_cost.table([], figure)
+    return Table(page, head, partial(at_equal_cost, f"{name}.jsonl", digits), (f"{name}.jsonl",))
+
+
+def at_equal_cost(file: str, digits: int, rows: Rows) -> Iterable[str]:
+    """A row for each method."""
+    return list(equal_cost.table([equal_cost.Run(**row) for row in rows(file)], "", digits))[2:]
+
+
+COSTS = ("selection", "selection-resnet18", "scale", "omp", "craig", "step", "step-resnet18")
 TABLES = (
     Table(
         "costs.md",
         "| | measured |",
         costs,
-        ("selection", "selection-resnet18", "scale", "omp", "craig", "step", "step-resnet18"),
+        tuple(f"{name}.json" for name in COSTS),
     ),
     Table(
         "costs.md",
         "| a selection, in bare inference passes | 10 % | 30 % |",
         on_gpu,
-        ("device-cuda",),
+        ("device-cuda.json",),
     ),
     Table(
         "distributed.md",
         "| strategy | ranks | seconds on the clock | of the processor | times one process "
         "| same selection |",
         on_ranks,
-        ("ranks",),
+        ("ranks.json",),
     ),
-    Table("tokens.md", "| numbers | way | inner products | match |", sketches, ("sketches",)),
+    Table("tokens.md", "| numbers | way | inner products | match |", sketches, ("sketches.json",)),
+    of_runs("timm.md", "timm-cifar10", "top-1, %", 2),
+    of_runs("tokens.md", "language-model", "minus bits a byte"),
+    of_runs("tokens.md", "text-classification", "accuracy"),
+    of_runs("tokens.md", "segmentation", "mean intersection over union"),
 )

@@ -7,10 +7,13 @@ these epochs have on a subset: `full-short` on all the data, the rest on what th
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import count, islice
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -60,12 +63,21 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Result:
-    """Figures on validation and test data, the larger the better, and the seconds it took."""
+class Run:
+    """What a run reached on validation and test data, the larger the better, and its seconds.
 
-    validation: float
-    test: float
+    The figure on test data is left out of a run that only served to choose a learning rate.
+    """
+
+    method: str
+    rate: float
+    seed: int
+    validation: float | None
+    test: float | None
     seconds: float
+
+
+Train = Callable[[str, float, int], Run]  # by method, learning rate and seed
 
 
 def fit(
@@ -100,38 +112,90 @@ def fit(
     return time.perf_counter() - start
 
 
-def compare(
-    train: Callable[[str, float, int], Result],
-    rates: Sequence[float],
-    seeds: Sequence[int],
-    figure: str,
-) -> Iterator[str]:
-    """The lines of a Markdown table with a row for each method, as they come.
-
-    The learning rate is the one that is best on the validation data with the first seed; the other
-    seeds run with it alone.
+@dataclass(frozen=True)
+class Experiment:
+    """What an example compares.
 
     Args:
-        train: one run, by method, learning rate and seed.
-        rates: to choose from.
-        seeds: whose mean and standard error are shown.
+        prepare: of so many training samples and a plan, what trains on them.
+        samples, plan: by default.
+        rates: learning rates to choose from; where the best is at their edge others are tried.
         figure: what the results are.
     """
+
+    prepare: Callable[[int, Plan], Train]
+    samples: int
+    plan: Plan
+    rates: Sequence[float]
+    figure: str
+
+    def runs(self, seeds: Sequence[int]) -> Iterator[Run]:
+        """Of each method with the first seed at several rates, with the others at the best one."""
+        train = self.prepare(self.samples, self.plan)
+        for method in METHODS:
+            best, *others = by_rate(train, method, seeds[0], self.rates, 10**0.5)
+            yield from (best, *(replace(run, test=None) for run in others))
+            yield from (train(method, best.rate, seed) for seed in seeds[1:])
+
+    def main(self, description: str | None) -> None:
+        """Run it for the seeds of the command line, and print the table."""
+        parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+        parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        parser.add_argument("--out", type=Path, help="a file for all runs, one JSON line each")
+        options = parser.parse_args()
+        runs = []
+        for run in self.runs(options.seeds):
+            print(run, flush=True)
+            runs.append(run)
+        print("\n" + "\n".join(table(runs, self.figure)))
+        if options.out is not None:
+            save(options.out, runs)
+
+
+def by_rate(
+    train: Train, method: str, seed: int, rates: Sequence[float], factor: float
+) -> list[Run]:
+    """Runs at several learning rates, the best on validation data first.
+
+    Where the best rate is at the edge of those tried, so is the next one beyond.
+    """
+    runs = {rate: train(method, rate, seed) for rate in rates}
+    while True:
+        best = max(runs, key=lambda rate: (_reached(runs[rate]), -rate))
+        if best in (min(runs), max(runs)):
+            beyond = best / factor if best == min(runs) else best * factor
+            runs[beyond] = train(method, beyond, seed)
+        else:
+            return [runs.pop(best), *runs.values()]
+
+
+def _reached(run: Run) -> float:
+    diverged = run.validation is None or math.isnan(run.validation)
+    return -math.inf if diverged else float(run.validation or 0)
+
+
+def save(path: Path, runs: Iterable[Run]) -> None:
+    """One JSON line for each."""
+    path.write_text("".join(json.dumps(asdict(run)) + "\n" for run in runs))
+
+
+def load(path: Path) -> list[Run]:
+    """What `save` wrote."""
+    return [Run(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def table(runs: Iterable[Run], figure: str, digits: int = 3) -> Iterator[str]:
+    """The lines of a Markdown table: mean ± standard error over the seeds of each method."""
     yield f"| method | learning rate | {figure} | seconds |"
     yield "|---|---|---|---|"
-    for method in METHODS:
-        first = {rate: train(method, rate, seeds[0]) for rate in rates}
-        best = max(rates, key=lambda rate: first[rate].validation)
-        results = [first[best], *(train(method, best, seed) for seed in seeds[1:])]
-        tested = [result.test for result in results]
-        spread = f" ± {stdev(tested) / len(tested) ** 0.5:.3f}" if len(tested) > 1 else ""
-        seconds = mean(result.seconds for result in results)
-        yield f"| {method} | {best:g} | {mean(tested):.3f}{spread} | {seconds:.1f} |"
-
-
-def run(main: Callable[[Sequence[int]], Iterator[str]], description: str | None) -> None:
-    """Print the table of an example for the seeds of the command line."""
-    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    for line in main(parser.parse_args().seeds):
-        print(line, flush=True)
+    tested: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.test is not None:
+            tested.setdefault(run.method, []).append(run)
+    for method, own in tested.items():
+        figures = [run.test for run in own if run.test is not None]
+        reached = f"{mean(figures):.{digits}f}"
+        if len(figures) > 1:
+            reached += f" ± {stdev(figures) / len(figures) ** 0.5:.{digits}f}"
+        seconds = mean(run.seconds for run in own)
+        yield f"| `{method}` | {own[0].rate:.2g} | {reached} | {seconds:.3g} |"

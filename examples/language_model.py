@@ -11,13 +11,12 @@ from __future__ import annotations
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from adaptive_subset.integrations.transformers_trainer import SubsetTrainer
-from equal_cost import METHODS, Plan, Result, compare, run
+from equal_cost import METHODS, Experiment, Plan, Run, Train
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
 
@@ -40,18 +39,12 @@ def items(ids: Tensor) -> list[dict[str, Tensor]]:
     return [{"input_ids": row, "labels": row} for row in ids]
 
 
-def main(
-    seeds: Sequence[int] = (0, 1, 2),
-    samples: int = 800,
-    plan: Plan = Plan(epochs=10, fraction=0.2, batch_size=16, every=5),  # noqa: B008
-    rates: Sequence[float] = (3e-3, 1e-2, 3e-2),
-) -> Iterator[str]:
-    """The table; the figure is minus the bits that a byte takes."""
+def prepare(samples: int, plan: Plan) -> Train:
     held_out = max(16, samples // 4)
     ids = text(samples + 2 * held_out)
     train_ids, validation, test = ids[:samples], ids[samples:-held_out], ids[-held_out:]
 
-    def train(method: str, rate: float, seed: int) -> Result:
+    def train(method: str, rate: float, seed: int) -> Run:
         set_seed(seed)
         size: dict[str, Any] = {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": LENGTH}
         size |= {"vocab_size": 256, "bos_token_id": 0, "eos_token_id": 0, "use_cache": False}
@@ -86,9 +79,9 @@ def main(
                 )
             trainer.train()
             seconds = time.perf_counter() - start
-        return Result(-bits(model, validation), -bits(model, test), seconds)
+        return Run(method, rate, seed, -bits(model, validation), -bits(model, test), seconds)
 
-    return compare(train, rates, seeds, "minus bits a byte")
+    return train
 
 
 @torch.inference_mode()
@@ -98,5 +91,13 @@ def bits(model: Any, ids: Tensor) -> float:
     return float(loss) / float(torch.tensor(2.0).log())
 
 
+EXPERIMENT = Experiment(
+    prepare,
+    samples=800,
+    plan=Plan(epochs=10, fraction=0.2, batch_size=16, every=5),
+    rates=(3e-3, 1e-2, 3e-2),
+    figure="minus bits a byte",
+)
+
 if __name__ == "__main__":
-    run(main, __doc__)
+    EXPERIMENT.main(__doc__)

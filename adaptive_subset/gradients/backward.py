@@ -74,10 +74,8 @@ class Backward:
         self._copies = not (fresh and self._place.device.type == "cpu")
         # The loss of tokens has a formula for its slopes, which needs no graph.
         last = len(heads) == 1 and all(isinstance(m, nn.Linear) for m in heads.values())
-        self._tokens: TokenLoss | None = None
-        if last and type(criterion) is TokenLoss and is_as_made(criterion):
-            self._tokens = criterion
-        self.recorder = HeadRecorder(heads, cut=self._tokens is None)
+        by_formula = last and type(criterion) is TokenLoss and is_as_made(criterion)
+        self.recorder = HeadRecorder(heads, cut=not by_formula)
         # A model that writes to its parameters in a forward pass goes on writing to copies.
         self._written = {name for name, p in copies.items() if p._version != untouched[name]}
         self.slopes: Slopes | None = None  # of batches whose output is what left the head
@@ -107,12 +105,13 @@ class Backward:
         check_one_row_each(output, n)
         features, leaves = self.recorder.take(n)
         is_end = self.recorder.is_unchanged(output)
-        if self._tokens is not None:
+        if not self.recorder.cut:
             if is_end and features[0].ndim > 2:
-                by_formula = self._tokens.slopes(output, copied_to(device, y))
+                assert isinstance(self._criterion, TokenLoss)
+                by_formula = self._criterion.slopes(output, copied_to(device, y))
                 return features, leaves, [by_formula], output
             # The model does something behind its head, or that runs at one position.
-            self._tokens, self.recorder.cut = None, True
+            self.recorder.cut = True
             return self(args, kwargs, y)
         output = widened(output)
         if self.slopes is not None:

