@@ -41,12 +41,11 @@ def hold_out(data: Path, folder: Path) -> None:
 
 
 def flags_of(method: str, args: argparse.Namespace) -> list[str]:
-    """The same share of the run for warm-up and the same number of evaluations for all."""
+    """The same schedule over the updates, and the same number of evaluations, for all."""
     epochs = args.epochs
     if method == "full-short":
         epochs = max(1, round(epochs * args.fraction))
-    flags = ["--epochs", epochs, "--warmup-epochs", round(epochs / 20)]
-    flags += ["--val-interval", max(1, epochs // 20)]
+    flags = ["--epochs", epochs, "--val-interval", max(1, epochs // 20)]
     if method not in ("full", "full-short"):
         flags += ["--subset-fraction", args.fraction, "--subset-strategy", method]
     return [str(flag) for flag in flags]
@@ -61,7 +60,7 @@ def run(
     command += ["--data-dir", str(data), "--output", str(args.output), "--experiment", name]
     command += f"""--train-split train --val-split {evaluated_on} --num-classes 10
         --model resnet10t --img-size 32 --opt sgd --lr {lr} --batch-size 128 --scale 0.6 1
-        --cooldown-epochs 0 --seed {seed}""".split()
+        --sched-on-updates --warmup-epochs 0 --cooldown-epochs 0 --seed {seed}""".split()
     command += [*flags_of(method, args), *args.more]
     done = args.output / name / "done.json"
     if not done.exists():
@@ -87,7 +86,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--fraction", type=float, default=0.3)
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--lr", type=float, nargs="+", default=(0.05, 0.1))
+    parser.add_argument("--lr", type=float, nargs="+", default=(0.1, 0.2))
     parser.add_argument("--seeds", type=int, default=3)
     args, more = parser.parse_known_args()
     args.more = more

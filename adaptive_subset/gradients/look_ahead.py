@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,23 +22,34 @@ class LastLayer:
         weight: (C, p) the layer's weight, with its bias as the last column.
         targets: (n, …).
         criterion: see `per_sample_losses`.
+        rows: (m,) those of the n that are meant, None for all.
     """
 
     features: Tensor
     weight: Tensor
     targets: Tensor
     criterion: Criterion
+    rows: Tensor | None = None
 
     def __getitem__(self, index: Tensor) -> LastLayer:
-        return LastLayer(self.features[index], self.weight, self.targets[index], self.criterion)
+        return replace(self, rows=index if self.rows is None else self.rows[index])
+
+    @cached_property
+    def _meant(self) -> tuple[Tensor, Tensor]:
+        """Features and targets; copied here, since most strategies look no step ahead."""
+        rows = self.rows
+        if rows is None:
+            return self.features, self.targets
+        return self.features[rows], self.targets[rows]
 
     def gradient_after(self, step: Tensor) -> Tensor:
         """``Σ ∂ℓ/∂W`` at ``W − step``, (d,) for a `step` of shape (d,), d = C · p."""
         moved = self.weight - step.view_as(self.weight)
         total = torch.zeros_like(moved)
-        for start in range(0, len(self.features), _ROWS):
-            f = self.features[start : start + _ROWS].to(moved.dtype)
-            y = self.targets[start : start + _ROWS]
+        features, targets = self._meant
+        for start in range(0, len(features), _ROWS):
+            f = features[start : start + _ROWS].to(moved.dtype)
+            y = targets[start : start + _ROWS]
             z = (f @ moved.T).requires_grad_()
             with torch.enable_grad():
                 losses = per_sample_losses(self.criterion, z, y)
