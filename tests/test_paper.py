@@ -28,6 +28,7 @@ from benchmarks.paper import presets, report
 from benchmarks.paper.experiment import Experiment
 from benchmarks.paper.figures import STOPPED, Against, Entry, compared
 from benchmarks.paper.presets import PRESETS, SMALL, Heat, Preset, variants, with_bf16
+from benchmarks.paper.verdicts import judged
 from tests.test_arena import TINY, blobs
 
 CPU = torch.device("cpu")
@@ -311,6 +312,37 @@ def test_methods_are_compared_by_seed_and_with_all_data() -> None:
 def test_the_test_is_wilcoxons() -> None:
     assert Against("b", tuple(range(1, 7))).p == pytest.approx(2 / 2**6)
     assert Against("b", (0.0, 0.0)).p is None
+
+
+def test_what_was_seen_of_each_claim_is_counted_from_the_runs() -> None:
+    found = [
+        entry("gradmatch-pb-warm", [0.97, 0.96], 10),
+        entry("gradmatch-pb", [0.95, 0.97], 10),
+        entry("gradmatch-pb, R / 2", [0.96, 0.97], 25),
+        entry("random", [0.96, 0.94], 1),
+        entry("glister", [0.98, 0.96], 10),
+    ]
+    told = judged({"tiny": found})
+    assert (
+        "`tiny`: `gradmatch-pb-warm` won 2 of 2 against random, 0 of 2 against glister, "
+        f"2 of 2 against {STOPPED}." in told
+    )
+    assert "`tiny`: a warm start added, as a mean over methods, +0.50 at 10 %." in told
+    assert (
+        "`tiny`: R / 2 in place of the usual, in points: `gradmatch-pb` +0.50 for 2.5 × the time."
+        in told
+    )
+    assert told.count("Not run.") == 1  # imbalance
+
+
+def test_imbalance_is_judged_by_the_variant_that_the_paper_names() -> None:
+    found = [entry("gradmatch-warm", [0.99, 0.96], 10), entry("craig", [0.98, 0.97], 10)]
+    told = judged({"tiny-imbalance": found})
+    assert (
+        "`tiny-imbalance`: `gradmatch-warm` won 1 of 2 against other methods, and 1 of 2 against "
+        "all data, with -0.50 points on average." in told
+    )
+    assert "won 2 of 2" not in told
 
 
 @pytest.fixture

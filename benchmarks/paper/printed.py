@@ -42,12 +42,3 @@ PRINTED = (
     Printed(_SPEEDUPS, "imagenet", _PB, 0.3, 3, 1.3),
     Printed('§5, "Convergence", 50 epochs more', "cifar100-extended", _PB, 0.3, 2.5, 0),
 )
-CLAIMS = (
-    "§5: GRAD-MATCHPB-WARM outperforms random selection, all data stopped early, CRAIG, CRAIGPB "
-    "and GLISTER (Wilcoxon signed-rank test, p = 0.01).",
-    "§5, class imbalance: GRAD-MATCH-WARM outperforms all baselines, including all data on MNIST "
-    "and, with 30 to 90 % of the classes cut, on CIFAR-10.",
-    "§5, ablations: R = 20 is more efficient than 5; per batch selects in half the time per sample "
-    "with similar errors; warm is better, most for small subsets; κ = 1/2 and λ = 0.5 are best, "
-    "λ = 0 is poor; a small ε (≤ 0.01) does not matter.",
-)

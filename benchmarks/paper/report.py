@@ -13,7 +13,8 @@ from benchmarks.paper import plot
 from benchmarks.paper.experiment import Experiment
 from benchmarks.paper.figures import Entry, compared, entries
 from benchmarks.paper.presets import PRESETS, SMALL, Heat, with_bf16
-from benchmarks.paper.printed import CLAIMS, PRINTED
+from benchmarks.paper.printed import PRINTED
+from benchmarks.paper.verdicts import HERO, HERO_IMBALANCE, judged
 
 HEAD = """# The experiments of GRAD-MATCH's paper
 
@@ -34,7 +35,8 @@ whether the paper's own comparisons are seen again.
 - *Lost* is in points of test accuracy against all data in full, paired by seed; *relative error*
   is in % of that. Accuracies are means ± the standard deviation over seeds.
 - Times hold training and selection but no evaluation: processor seconds of one thread on a CPU, the
-  wall's on a GPU; medians over seeds. Where several processes shared the machine, it is said.
+  wall's on a GPU; medians over seeds. Where several processes shared a GPU, it is said. The CPU was
+  busy with other work too, which made a run up to nearly twice as long: its speed-ups are rough.
 
 ```sh
 python -m benchmarks.paper --preset mnist --data DIR --small             # runs what is missing
@@ -45,8 +47,6 @@ python -m benchmarks.paper --preset cifar10 --data DIR --device cuda --bf16 --en
 python -m benchmarks.paper --report benchmarks/results/paper.jsonl       # writes this page
 ```
 """
-HERO = "gradmatch-pb-warm"
-HERO_IMBALANCE = "gradmatch-warm"
 
 
 def write(results: Results, path: Path) -> None:
@@ -203,12 +203,11 @@ def _printed(ours: dict[str, list[Entry]]) -> str:
             row.append(_beside(ours, item.task, twin, item.method, item.fraction))
         rows.append(row)
     heads = ("in the paper", "task", "method", "budget", "the paper's", "ours", "our small twin's")
-    claims = "\n".join(f"- {claim}" for claim in CLAIMS)
     note = (
         "These are all the figures of the paper's main text; its other points are only in plots "
-        "and in an appendix that was not at hand. It says moreover:"
+        "and in an appendix that was not at hand. It says moreover, and our runs say below each:"
     )
-    return f"## What the paper prints\n\n{markdown(heads, rows)}\n\n{note}\n\n{claims}\n"
+    return f"## What the paper prints\n\n{markdown(heads, rows)}\n\n{note}\n\n{judged(ours)}\n"
 
 
 def _beside(
