@@ -108,6 +108,9 @@ def test_what_the_page_of_strategies_tells_of_the_runs(arena: Race) -> None:
     lost = tail["full-short"].accuracy[0] - tail["gradmatch-reference"].mean
     assert "with 20 samples of each class it lost four points" in page
     assert round(lost) == 4
+    counted = "won 39 of 39"  # of runs with one seed
+    assert f"`gradmatch-warm` {counted} against other methods" in (DOCS / "paper.md").read_text()
+    assert f"after a warm start {counted} comparisons" in page
 
 
 def test_the_readme_is_short() -> None:
