@@ -70,6 +70,7 @@ class EnergyMeter:
 
         Raises:
             RuntimeError: inside another phase, whose energy would count twice.
+            EnergyError: a counter could not be read in between; what was counted is too little.
         """
         if self._last is not None:
             raise RuntimeError(
@@ -77,26 +78,38 @@ class EnergyMeter:
             )
         _wait_for_gpus()
         self._last = self._read()
-        over = threading.Event()
-        reader = threading.Thread(target=self._keep_reading, args=(name, over), daemon=True)
+        over, failures = threading.Event(), list[Exception]()
+        reader = threading.Thread(
+            target=self._keep_reading, args=(name, over, failures), name="energy", daemon=True
+        )
         reader.start()
         try:
             yield
         finally:
-            _wait_for_gpus()
             over.set()
             reader.join()
-            self._count(name)
-            self._last = None
+            try:
+                _wait_for_gpus()
+                self._count(name)
+            finally:
+                self._last = None
+        if failures:
+            raise EnergyError(
+                f"the energy of {name!r} is not known, since a counter could not be read in it: "
+                f"{failures[0]}"
+            ) from failures[0]
 
     def total(self, name: str | None = None) -> float:
         """J of a phase, or of all of them."""
         phases = self.joules.values() if name is None else [self.joules.get(name, {})]
         return sum(sum(phase.values()) for phase in phases)
 
-    def _keep_reading(self, name: str, over: threading.Event) -> None:
-        while not over.wait(self.interval):
-            self._count(name)
+    def _keep_reading(self, name: str, over: threading.Event, failures: list[Exception]) -> None:
+        try:
+            while not over.wait(self.interval):
+                self._count(name)
+        except Exception as error:  # whoever leaves the phase is told: wraps may have been missed
+            failures.append(error)
 
     def _count(self, name: str) -> None:
         """Add what was used since the last reading to the phase."""

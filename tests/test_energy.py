@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,13 @@ class Counters:
             path.mkdir(parents=True)
             (path / "name").write_text(f"{name}\n")
             (path / "max_energy_range_uj").write_text("1000000000\n")
-            self.set(name, 0)
+            (path / "energy_uj").write_text(f"{0:010}\n")
         self.gpu = 0  # millijoules
 
-    def set(self, name: str, microjoules: int) -> None:
-        (self.files[name] / "energy_uj").write_text(f"{microjoules}\n")
+    def set(self, name: str, microjoules: int | str) -> None:
+        """In one write, and never shorter: somebody may be reading."""
+        with (self.files[name] / "energy_uj").open("r+b", buffering=0) as file:
+            file.write(f"{microjoules:010}\n".encode())
 
 
 @pytest.fixture
@@ -85,10 +88,29 @@ def test_a_counter_that_starts_again_several_times(counters: Counters) -> None:
     with meter.phase("training"):
         for turn in range(6):  # 400 J each, of a counter that holds 1000
             counters.set("package-0", (turn + 1) * 400_000_000 % 1_000_000_000)
-            before = meter.total()
-            while meter.total() == before:
+            deadline = time.monotonic() + 60
+            while meter.total() < 400 * (turn + 1) - 1e-6:
+                assert time.monotonic() < deadline
                 time.sleep(0.005)
     assert meter.total() == pytest.approx(2400)
+
+
+def test_a_counter_that_could_not_be_read_in_a_phase_is_told_at_its_end(
+    counters: Counters,
+) -> None:
+    meter = EnergyMeter(interval=0.01)
+
+    def broken_for_a_while() -> None:
+        with meter.phase("training"):
+            counters.set("package-0", "broken")
+            (reader,) = (t for t in threading.enumerate() if t.name == "energy")
+            reader.join(60)
+            counters.set("package-0", 1_000_000)
+
+    with pytest.raises(EnergyError, match="energy of 'training' is not known"):
+        broken_for_a_while()
+    with meter.phase("training"):  # and the next one can begin
+        pass
 
 
 def test_a_phase_that_fails_counts_and_ends(counters: Counters) -> None:
