@@ -291,18 +291,21 @@ class Parsed(Exception):
 @pytest.fixture
 def parse(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Calls `main` with arguments as far as these are parsed; what is wrong exits."""
-    parse_args = argparse.ArgumentParser.parse_args
-
-    def parse_only(parser: Any, given: Any = None, namespace: Any = None) -> Any:
-        parse_args(parser, given, namespace)
-        raise Parsed
 
     def parse(module: ModuleType, words: list[str]) -> None:
-        assert "parse_args" in inspect.getsource(module)  # else it would start
-        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
-        monkeypatch.setattr(sys, "argv", ["command", *words])
-        with pytest.raises(Parsed):
-            module.main()
+        source = inspect.getsource(module)
+        (way,) = (w for w in ("parse_args", "parse_known_args") if f".{w}(" in source)
+        really = getattr(argparse.ArgumentParser, way)
+
+        def only(parser: Any, given: Any = None, namespace: Any = None) -> Any:
+            really(parser, given, namespace)
+            raise Parsed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(argparse.ArgumentParser, way, only)
+            patch.setattr(sys, "argv", ["command", *words])
+            with pytest.raises(Parsed):
+                module.main()
 
     monkeypatch.syspath_prepend(ROOT / "examples")
     return parse
