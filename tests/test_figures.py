@@ -94,6 +94,9 @@ def test_the_first_table_of_the_readme_is_that_of_the_runs(arena: Race) -> None:
                 found = at_a_tenth(arena, task)[method]
                 seeds = " (1 seed)" if len(found.accuracy) == 1 else ""
                 assert cell.strip("*") == report.reached(found) + seeds
+    (full,) = (e for e in entries(arena, COLUMNS[-1]) if e.fraction == 1)
+    told = f"ten times the steps, reach {report.reached(full)} ({len(full.accuracy)} seeds)"
+    assert told in " ".join(readme.split())
 
 
 def test_what_the_page_of_strategies_tells_of_the_runs(arena: Race) -> None:
