@@ -317,6 +317,7 @@ def test_the_test_is_wilcoxons() -> None:
 def test_what_was_seen_of_each_claim_is_counted_from_the_runs() -> None:
     found = [
         entry("gradmatch-pb-warm", [0.97, 0.96], 10),
+        entry("gradmatch", [0.98, 0.97], 20),
         entry("gradmatch-pb", [0.95, 0.97], 10),
         entry("gradmatch-pb, R / 2", [0.96, 0.97], 25),
         entry("random", [0.96, 0.94], 1),
@@ -330,6 +331,10 @@ def test_what_was_seen_of_each_claim_is_counted_from_the_runs() -> None:
     assert "`tiny`: a warm start added, as a mean over methods, +0.50 at 10 %." in told
     assert (
         "`tiny`: R / 2 in place of the usual, in points: `gradmatch-pb` +0.50 for 2.5 × the time."
+        in told
+    )
+    assert (
+        "`tiny`: per batch selected in 0.50 × the time per sample, with -1.50 points on average."
         in told
     )
     assert told.count("Not run.") == 1  # imbalance
