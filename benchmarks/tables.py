@@ -35,8 +35,9 @@ class Table:
         return all((results / name).exists() for name in self.files)
 
     def text(self, results: Path) -> str:
+        read = {name: figures(results / name) for name in self.files}
         line = "|---" * (self.head.count("|") - 1) + "|"
-        return "\n".join([self.head, line, *self.lines(lambda name: figures(results / name))])
+        return "\n".join([self.head, line, *self.lines(read.__getitem__)])
 
 
 def figures(path: Path) -> list[Row]:

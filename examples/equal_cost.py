@@ -170,18 +170,13 @@ def by_rate(
 
 
 def _reached(run: Run) -> float:
-    diverged = run.validation is None or math.isnan(run.validation)
-    return -math.inf if diverged else float(run.validation or 0)
+    value = run.validation
+    return -math.inf if value is None or math.isnan(value) else value
 
 
 def save(path: Path, runs: Iterable[Run]) -> None:
     """One JSON line for each."""
     path.write_text("".join(json.dumps(asdict(run)) + "\n" for run in runs))
-
-
-def load(path: Path) -> list[Run]:
-    """What `save` wrote."""
-    return [Run(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
 def table(runs: Iterable[Run], figure: str, digits: int = 3) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
 import math
 import subprocess
 import sys
@@ -71,7 +72,8 @@ def test_rates_are_chosen_on_validation_data_with_the_first_seed(
     rates = [(run.rate, run.test) for run in runs if run.method == "full"]
     assert rates == [(0.1, 3.1), (1.0, None), (0.01, None), (0.1, 4.1)]
     equal_cost.save(tmp_path / "runs.jsonl", runs)
-    table = list(equal_cost.table(equal_cost.load(tmp_path / "runs.jsonl"), "accuracy"))
+    saved = map(json.loads, (tmp_path / "runs.jsonl").read_text().splitlines())
+    table = list(equal_cost.table([equal_cost.Run(**line) for line in saved], "accuracy"))
     assert table[0] == "| method | learning rate | accuracy | seconds |"
     assert table[2] == "| `full` | 0.1 | 3.600 ± 0.500 | 2 |"
     assert len(table) == 2 + len(equal_cost.METHODS)
