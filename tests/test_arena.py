@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from adaptive_subset import Candidates, Choice, FreshRandom, OrderDP
-from benchmarks.arena import data, figures, report, text
+from benchmarks.arena import crew, data, figures, report, text
 from benchmarks.arena import race as arena_race
+from benchmarks.arena.crew import Worker
 from benchmarks.arena.methods import METHODS, Method, Plan, RandomSizes
 from benchmarks.arena.race import Race, beyond_edge, run
 from benchmarks.arena.results import Cell, Results, best_rate
@@ -81,7 +82,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
             "curve": [],
         }
 
-    monkeypatch.setattr(arena_race, "train", fake)
+    monkeypatch.setattr(crew, "train", fake)
 
 
 def go(made: Race, limit: int | None = None) -> list[str]:
@@ -93,7 +94,8 @@ def go(made: Race, limit: int | None = None) -> list[str]:
         if len(said) == limit:
             raise KeyboardInterrupt
 
-    run(made, Path(), Path(), CPU, {}, say)
+    worker = Worker(lambda cell: (made.tasks[cell.task], made.methods[cell.method]), Path(), Path())
+    run(made, worker, {}, say)
     return said
 
 
@@ -110,6 +112,34 @@ def test_a_killed_race_goes_on_without_repeating(quick: None, tmp_path: Path) ->
     assert set(cells.values()) == {1}
     assert go(race(path)) == []
     assert "0 more in this round" in said[-1]
+
+
+def tiny(cell: Cell) -> tuple[Task, Method]:
+    return TINY, METHODS[cell.method]
+
+
+def test_several_processes_make_the_runs_of_one(tmp_path: Path) -> None:
+    found = []
+    for processes in (1, 2):
+        made = race(tmp_path / f"{processes}.jsonl", methods={"full-short": METHODS["full-short"]})
+        run(made, Worker(tiny, Path(), Path()), {}, lambda _: None, processes)
+        lines = made.results.lines()
+        found.append({(line["rate"], line["seed"]): line["test"] for line in lines})
+        assert len(lines) == len((tmp_path / f"{processes}.jsonl").read_text().splitlines())
+    assert found[0] == found[1]
+    assert len(found[0]) > 2
+
+
+def test_cells_of_all_tasks_can_be_given_out_at_once(quick: None, tmp_path: Path) -> None:
+    tasks = {"blobs": TINY, "others": replace(TINY, about="others")}
+    made = race(tmp_path / "arena.jsonl", tasks=tasks, fractions=(0.2, 0.5))
+    assert [cell.task for cell in made.missing()] == ["blobs"] * 6 + ["others"] * 6
+    go(race(tmp_path / "arena.jsonl", fractions=(0.2,)))
+    made = race(tmp_path / "arena.jsonl", tasks=tasks, fractions=(0.2, 0.5))
+    assert [(cell.task, cell.fraction) for cell in made.missing()][:7] == [
+        *[("others", 0.2)] * 6,
+        ("blobs", 0.5),
+    ]
 
 
 def test_a_changed_recipe_is_another_cell(quick: None, tmp_path: Path) -> None:

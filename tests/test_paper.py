@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from adaptive_subset.energy import EnergyError
-from benchmarks.arena import data, networks
-from benchmarks.arena import race as arena_race
+from benchmarks.arena import crew, data, networks
 from benchmarks.arena import tasks as arena_tasks
+from benchmarks.arena.crew import Worker
 from benchmarks.arena.methods import Method, Plan
 from benchmarks.arena.phases import SELECTION, TRAINING, Phases
 from benchmarks.arena.race import ALL, run
@@ -50,9 +50,9 @@ def tiny() -> Preset:
     return Preset("0a", {"blobs": SHORT}, methods, heats, "Blobs.")
 
 
-def experiment(path: Path, shard: tuple[int, int] = (0, 1), also: Any = ()) -> Experiment:
+def experiment(path: Path) -> Experiment:
     preset = tiny()
-    return Experiment(preset, preset.heats, (0, 1), Results(path, also), shard)
+    return Experiment(preset, preset.heats, (0, 1), Results(path))
 
 
 def line(seed: int, test: float, seconds: float, **more: Any) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         made = line(seed, 0.9 + 0.08 * fraction - 0.001 * seed, 100 * fraction)
         return {k: v for k, v in made.items() if k not in ("seed", "environment")}
 
-    monkeypatch.setattr(arena_race, "train", fake)
+    monkeypatch.setattr(crew, "train", fake)
 
 
 def go(made: Experiment, limit: int | None = None) -> int:
@@ -84,7 +84,8 @@ def go(made: Experiment, limit: int | None = None) -> int:
         if len(said) == limit:
             raise KeyboardInterrupt
 
-    run(made, Path(), Path(), CPU, {"device": "cpu", "processes": 1}, say)
+    worker = Worker(lambda cell: (made.tasks[cell.task], made.methods[cell.method]), Path(), Path())
+    run(made, worker, {"device": "cpu", "processes": 1}, say)
     return len(said)
 
 
@@ -104,17 +105,6 @@ def test_a_killed_run_goes_on_without_repeating(quick: None, tmp_path: Path) -> 
     assert go(experiment(path)) == 0
     assert set(cells(path).values()) == {1}
     assert len(cells(path)) == total
-
-
-def test_shards_share_all_cells_between_them(quick: None, tmp_path: Path) -> None:
-    paths = [tmp_path / f"paper-{i}.jsonl" for i in range(3)]
-    counts = [go(experiment(path, (i, 3))) for i, path in enumerate(paths)]
-    together = cells(*paths)
-    assert set(together.values()) == {1}
-    assert len(together) == sum(counts) == len(experiment(tmp_path / "paper.jsonl").cells())
-    # The two runs on all data, as dear as several others, are not of one process.
-    assert sum((ALL, 1.0, seed) in cells(paths[0]) for seed in (0, 1)) == 1
-    assert go(experiment(tmp_path / "paper.jsonl", also=paths)) == 0
 
 
 def test_a_file_that_is_being_written_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None:
@@ -390,9 +380,7 @@ def test_runs_of_another_device_are_not_mixed(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         ([], "give one of --preset and --report"),
-        (["--preset", "mnist", "--shard", "2/2"], "0 <= i < N, got 2/2"),
-        (["--preset", "mnist", "--shard", "x"], "--shard must be i/N, got x"),
-        (["--preset", "mnist", "--shard", "0/2", "--energy"], "measures the whole machine"),
+        (["--preset", "mnist", "--processes", "2", "--energy"], "measures the whole machine"),
         (["--preset", "svhn", "--small"], "not for svhn"),
         (["--preset", "mnist", "--methods", "best"], "mnist has no best"),
         (["--preset", "mnist", "--fractions", "0.2"], "mnist has no 0.2"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,10 @@ from adaptive_subset.strategies.division import (
     check_scope,
     fill,
     warn_if_mostly_filled,
+)
+from adaptive_subset.strategies.solvers.batched_medoids import (
+    Covering,
+    facility_location_together,
 )
 from adaptive_subset.strategies.solvers.facility_location import (
     Distances,
@@ -84,20 +89,10 @@ class CRAIG(Strategy):
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`; `Choice.objective` is the sum of distances that is left."""
 
-        def solve(problem: Problem) -> Choice:
-            given, size, generator = problem.candidates(), problem.budget, problem.generator
-            validation = given.validation
-            rows = given.atoms if validation is None else validation.gradients
-            distances = gradient_distances(rows, given.atoms, self.memory)
-            medoids = facility_location(distances, size, epsilon=self.epsilon, generator=generator)
-            scale = 1.0 if validation is None else validation.scale
-            covers_itself = validation is None
-            return _choice(medoids, given.n, size, scale, generator, covers_itself)
-
         choice = by_problem(
             candidates,
             budget,
-            lambda problems: [solve(problem) for problem in problems],
+            partial(self._solved, device=candidates.device),
             scope=self.scope,
             shares=self.shares,
             seed=seed,
@@ -105,6 +100,40 @@ class CRAIG(Strategy):
         )
         warn_if_mostly_filled(choice, "CRAIG")
         return choice
+
+    def _solved(self, problems: list[Problem], device: torch.device) -> list[Choice]:
+        """The medoids of each problem, all at once on an accelerator."""
+        found: list[Medoids | None] = [None] * len(problems)
+        if device.type != "cpu" and self.epsilon is None:
+            given = [self._covering(problem) for problem in problems]
+            places = [i for i, each in enumerate(given) if each.bytes <= self.memory * 2**30]
+            together = facility_location_together([given[i] for i in places], device)
+            for i, medoids in zip(places, together, strict=True):
+                found[i] = medoids
+        choices = []
+        for problem, medoids in zip(problems, found, strict=True):
+            own, size, generator = problem.candidates(), problem.budget, problem.generator
+            validation = own.validation
+            if medoids is None:
+                distances = gradient_distances(_covered(own), own.atoms, self.memory)
+                medoids = facility_location(
+                    distances, size, epsilon=self.epsilon, generator=generator
+                )
+            scale = 1.0 if validation is None else validation.scale
+            covers_itself = validation is None
+            choices.append(_choice(medoids, own.n, size, scale, generator, covers_itself))
+        return choices
+
+    def _covering(self, problem: Problem) -> Covering:
+        """The same problem, its distances not computed yet."""
+
+        def opened() -> Distances:
+            given = problem.candidates()
+            return _GradientDistances(_covered(given), given.atoms)
+
+        given = problem.candidates()
+        shape = len(_covered(given)), given.n
+        return Covering(shape, given.atoms.dtype, problem.budget, opened)
 
 
 @dataclass(frozen=True)
@@ -144,6 +173,11 @@ class CRAIGPB(Strategy):
         choice = by_batch(candidates, self.batch_size, generator, solve)
         warn_if_mostly_filled(choice, "CRAIG")
         return choice
+
+
+def _covered(given: Candidates) -> Gradients:
+    """The gradients that medoids are to be near to."""
+    return given.atoms if given.validation is None else given.validation.gradients
 
 
 def gradient_distances(rows: Gradients, columns: Gradients, memory: float) -> Distances:

@@ -17,21 +17,19 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from benchmarks import measure
 from benchmarks.arena import report
-from benchmarks.arena.methods import METHODS
+from benchmarks.arena.crew import Worker
+from benchmarks.arena.methods import METHODS, Method
 from benchmarks.arena.race import Race, run
-from benchmarks.arena.results import Results
-from benchmarks.arena.tasks import TASKS
+from benchmarks.arena.results import Cell, Line, Results
+from benchmarks.arena.tasks import TASKS, Task
 
 PAGE = Path(__file__).parents[2] / "docs" / "comparison.md"
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    torch.set_num_threads(options.threads)
     results = Results(options.report or options.out / "arena.jsonl")
     race = Race(
         tasks={name: TASKS[name] for name in options.tasks},
@@ -42,8 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
         results=results,
     )
     if options.report is None:
-        environment = measure.environment()
-        run(race, options.data, options.out / "cache", torch.device(options.device), environment)
+        places = options.data, options.out / "cache", options.device, options.threads
+        run(race, Worker(recipe, *places), environment(options), processes=options.processes)
     everything = replace(
         race,
         tasks=TASKS,
@@ -52,6 +50,17 @@ def main(arguments: list[str] | None = None) -> None:
         seeds=results.seeds(),
     )
     report.write(everything, options.page)
+
+
+def recipe(cell: Cell) -> tuple[Task, Method]:
+    return TASKS[cell.task], METHODS[cell.method]
+
+
+def environment(options: argparse.Namespace) -> Line:
+    """What the runs are made on, and how many share it."""
+    found = measure.environment(options.device.partition(":")[0])
+    found["threads"] = options.threads
+    return found | ({"processes": options.processes} if options.processes > 1 else {})
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -69,6 +78,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--finalists", type=int, default=5, help="beside the baselines (5)")
     add("--threads", type=int, default=1)
     add("--device", default="cpu")
+    add("--processes", type=int, default=1, help="runs beside each other, each of so many threads")
     add("--report", type=Path, metavar="JSONL", help="run nothing, report these results")
     add("--page", type=Path, default=PAGE, help="where the report goes (docs/comparison.md)")
     options = parser.parse_args(arguments)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
-from adaptive_subset.energy import EnergyMeter
-from benchmarks.arena.data import Data
+from benchmarks.arena.crew import Worker, at_work
 from benchmarks.arena.methods import BASELINES, Method, Plan
 from benchmarks.arena.results import Cell, Line, Results, best_rate
-from benchmarks.arena.run import train
 from benchmarks.arena.tasks import LADDER, Task
 
 ALL = "full-short"  # with a fraction of 1 it trains on all data in full
@@ -55,12 +51,12 @@ class Race:
     results: Results
 
     def missing(self) -> list[Cell]:
-        """The cells to run next, of the first heat that is not over."""
-        for fraction in self.fractions:
-            for task in self.tasks:
-                if cells := self._screening(task, fraction) or self._final(task, fraction):
-                    return cells
-        return []
+        """The cells to run next, of the first heat of each task that is not over."""
+        found = []
+        for task in self.tasks:
+            heats = (self._screening(task, f) or self._final(task, f) for f in self.fractions)
+            found += next(filter(None, heats), [])
+        return sorted(found, key=lambda cell: self.fractions.index(cell.fraction))
 
     def runs(self, task: str, method: str, fraction: float) -> list[Line]:
         """Finished ones, of all learning rates and seeds."""
@@ -157,33 +153,30 @@ def beyond_edge(best: float | None, rates: Sequence[float]) -> list[float]:
 
 def run(
     race: Runs,
-    source: Path,
-    cache: Path,
-    device: torch.device,
+    worker: Worker,
     environment: Line,
     say: Callable[[str], Any] = print,
-    metering: Callable[[], EnergyMeter | None] = lambda: None,
+    processes: int = 1,
 ) -> None:
-    """Make all missing runs, and tell how far it is; `metering` gives each its meter of energy."""
-    loaded: tuple[str, Data] | None = None
+    """Make all missing runs, and tell how far it is."""
     known: dict[tuple[str, str], float] = {}  # seconds that a method took
-    while cells := race.missing():
-        cell = cells[0]
-        task, method = race.tasks[cell.task], race.methods[cell.method]
-        if loaded is None or loaded[0] != cell.task:
-            loaded = cell.task, task.load(source, cache)
-        start = time.perf_counter()
-        recipe = task, method, cell.fraction, cell.rate, cell.seed
-        measured = train(*recipe, loaded[1], device, metering())
-        spent = time.perf_counter() - start
-        known[cell.task, cell.method] = spent
-        known_settings = settings(race, cell.task, cell.method, cell.fraction)
-        race.results.add(cell, known_settings, {**measured, "environment": environment})
-        typical = sum(known.values()) / len(known)
-        left = sum(known.get((c.task, c.method), typical) for c in cells[1:])
-        say(
-            f"{time.strftime('%H:%M:%S')} {cell.task} {100 * cell.fraction:g} % {cell.method} "
-            f"rate {cell.rate:g} seed {cell.seed}: validation {measured['validation']:.2%}, "
-            f"{measured['seconds']:.0f} s; {len(cells) - 1} more in this round, "
-            f"about {left / 60:.0f} min"
-        )
+    with at_work(worker, processes) as give_out:
+        flying: dict[Future[tuple[Line, float]], Cell] = {}
+        while cells := race.missing():
+            waiting = [cell for cell in cells if cell not in flying.values()]
+            for cell in waiting[: processes - len(flying)]:
+                flying[give_out(cell)] = cell
+            for made in wait(flying, return_when=FIRST_COMPLETED).done:
+                cell, (measured, spent) = flying.pop(made), made.result()
+                known[cell.task, cell.method] = spent
+                known_settings = settings(race, cell.task, cell.method, cell.fraction)
+                race.results.add(cell, known_settings, {**measured, "environment": environment})
+                typical = sum(known.values()) / len(known)
+                rest = [other for other in cells if other != cell]
+                left = sum(known.get((c.task, c.method), typical) for c in rest) / processes
+                say(
+                    f"{time.strftime('%H:%M:%S')} {cell.task} {100 * cell.fraction:g} % "
+                    f"{cell.method} rate {cell.rate:g} seed {cell.seed}: validation "
+                    f"{measured['validation']:.2%}, {measured['seconds']:.0f} s; {len(rest)} more "
+                    f"in this round, about {left / 60:.0f} min"
+                )

@@ -7,10 +7,8 @@ DIR holds a folder for each set (mnist, cifar10, …): IDX files, train/CLASS/* 
 tar file of these. Without one, torchvision downloads the set (the extra `examples`).
 
 Everything trains with the paper's one learning rate; docs/comparison.md is where each method has
-its own best one. Each finished run is one JSON line in OUT/paper*.jsonl, and is never repeated.
-Several processes share the runs of a preset on a large GPU, each with a shard:
-
-    for i in 0 1 2 3; do python -m benchmarks.paper --preset mnist --device cuda --shard $i/4 & done
+its own best one. Each finished run is one JSON line in OUT/paper.jsonl, and is never repeated. With
+--processes several are made beside each other, on a large GPU or many cores.
 """
 
 from __future__ import annotations
@@ -18,42 +16,38 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-
-import torch
 
 from adaptive_subset.energy import EnergyError, EnergyMeter
 from benchmarks import measure
+from benchmarks.arena.crew import Worker
+from benchmarks.arena.methods import Method
 from benchmarks.arena.race import run
-from benchmarks.arena.results import Line, Results
+from benchmarks.arena.results import Cell, Line, Results
+from benchmarks.arena.tasks import Task
 from benchmarks.paper.experiment import Experiment
-from benchmarks.paper.presets import PRESETS, SMALL, with_bf16
+from benchmarks.paper.presets import PRESETS, SMALL, Preset, with_bf16
 
 PAGE = Path(__file__).parents[2] / "docs" / "paper.md"
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    torch.set_num_threads(options.threads)
     if options.report:
         from benchmarks.paper import report
 
         report.write(Results(options.report[0], options.report[1:]), options.page)
         return
-    preset = (SMALL if options.small else PRESETS)[options.preset]
-    if options.bf16:
-        preset = with_bf16(preset)
+    preset = chosen(options.preset, options.small, options.bf16)
     heats = [
         replace(heat, methods=tuple(m for m in heat.methods if m in (options.methods or [m])))
         for heat in preset.heats
         if heat.fraction in (options.fractions or [heat.fraction])
     ]
-    shard, shards = options.shard
-    files = sorted(options.out.glob("paper*.jsonl"))
-    results = Results(options.out / f"paper{f'-{shard}' if shards > 1 else ''}.jsonl", files)
-    environment = measure.environment() | {"processes": shards}
-    if options.device == "cpu":
-        environment["device"] = "cpu"
+    results = Results(options.out / "paper.jsonl")
+    environment = measure.environment(options.device.partition(":")[0])
+    environment |= {"threads": options.threads, "processes": options.processes}
     check_same_device(results.lines(), environment["device"], options.out)
     meter = None
     if options.energy:
@@ -63,15 +57,25 @@ def main(arguments: list[str] | None = None) -> None:
         except EnergyError as error:
             environment["energy_missing"] = str(error)
             print(f"Energy is not measured: {error}.")
+    recipe = partial(of_cell, options.preset, options.small, options.bf16)
+    places = options.data, options.out / "cache", options.device, options.threads
     run(
-        Experiment(preset, heats, options.seeds, results, options.shard),
-        options.data,
-        options.out / "cache",
-        torch.device(options.device),
+        Experiment(preset, heats, options.seeds, results),
+        Worker(recipe, *places, metering=meter),
         environment,
         lambda text: print(text, flush=True),
-        metering=meter or (lambda: None),
+        options.processes,
     )
+
+
+def chosen(name: str, small: bool, bf16: bool) -> Preset:
+    preset = (SMALL if small else PRESETS)[name]
+    return with_bf16(preset) if bf16 else preset
+
+
+def of_cell(name: str, small: bool, bf16: bool, cell: Cell) -> tuple[Task, Method]:
+    preset = chosen(name, small, bf16)
+    return preset.tasks[cell.task], preset.methods[cell.method]
 
 
 def check_same_device(lines: Iterable[Line], device: str, out: Path) -> None:
@@ -98,7 +102,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add("--methods", nargs="+", help="of the preset, beside all data at full length")
     add("--fractions", nargs="+", type=float, help="of the preset")
-    add("--shard", default="0/1", help="i/N: this is process i (from 0) of N, each with its runs")
+    add("--processes", type=int, default=1, help="runs beside each other, each of so many threads")
     add("--bf16", action="store_true", help="train under autocast to bfloat16")
     add("--energy", action="store_true", help="measure joules; keep others off the machine")
     add("--threads", type=int, default=1)
@@ -110,15 +114,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("give one of --preset and --report")
     if options.small and options.preset not in SMALL:
         parser.error(f"--small is there for {', '.join(SMALL)}, not for {options.preset}")
-    try:
-        shard, shards = map(int, options.shard.split("/"))
-    except ValueError:
-        parser.error(f"--shard must be i/N, got {options.shard}")
-    if not 0 <= shard < shards:
-        parser.error(f"--shard must be i/N with 0 <= i < N, got {options.shard}")
-    options.shard = shard, shards
-    if options.energy and shards > 1:
-        parser.error("--energy measures the whole machine: give it without --shard")
+    if options.energy and options.processes > 1:
+        parser.error("--energy measures the whole machine: give it without --processes")
     if options.preset is not None:
         preset = (SMALL if options.small else PRESETS)[options.preset]
         unknown = {*(options.methods or [])} - {*preset.methods}

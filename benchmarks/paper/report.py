@@ -40,9 +40,7 @@ whether the paper's own comparisons are seen again.
 
 ```sh
 python -m benchmarks.paper --preset mnist --data DIR --small             # runs what is missing
-for i in 0 1 2 3; do                                                     # four processes, one GPU
-  python -m benchmarks.paper --preset mnist --data DIR --device cuda --shard $i/4 &
-done; wait
+python -m benchmarks.paper --preset mnist --data DIR --device cuda --processes 4
 python -m benchmarks.paper --preset cifar10 --data DIR --device cuda --bf16 --energy
 python -m benchmarks.paper --report benchmarks/results/paper.jsonl       # writes this page
 ```

@@ -18,15 +18,13 @@ import torch
 from torch import Tensor
 
 from adaptive_subset.gradients import Gradients
-from adaptive_subset.strategies.solvers.device_memory import free_bytes
+from adaptive_subset.strategies.solvers.device_memory import batches, free_bytes
 from adaptive_subset.strategies.solvers.facility_location import tiles
 from adaptive_subset.strategies.solvers.greedy_path import OMPResult
 from adaptive_subset.strategies.solvers.matching_pursuit import least_correlation, raised_ridge
 from adaptive_subset.strategies.solvers.recorded import Recorded
 
 LOOK = 64  # ticks from one look of the host to the next
-_ALIKE = 0.75  # the smallest problem of a batch is no smaller than this share of its largest
-_SMALL = 256  # … or all have at most so many atoms
 _TINY, _HUGE = 1e-200, 1e300  # instead of 0 and ∞, where these would give NaN or not compare
 
 
@@ -71,7 +69,8 @@ def omp_together(
     """
     room = 0.8 * free_bytes(device) if room is None else room
     results: list[OMPResult | None] = [None] * len(problems)
-    for places in _batches(problems, room):
+    sizes = [(each.n, min(each.budget, each.n)) for each in problems]
+    for places in batches(sizes, _bytes, room):
         batch = [problems[place] for place in places]
         pursuit = _Pursuit(batch, nonnegative, tolerance)
         pursuit.run()
@@ -80,24 +79,6 @@ def omp_together(
         for place, problem, own in zip(places, batch, found, strict=True):
             results[place] = None if own is None else _result(problem, *own)
     return results
-
-
-def _batches(problems: Sequence[Matching], room: float) -> list[list[int]]:
-    """The places of problems that are solved together; those left out have no room."""
-    batches: list[list[int]] = []
-    n = k = 0  # the most atoms and the largest budget in the last batch
-    for place in sorted(range(len(problems)), key=lambda i: -problems[i].n):
-        own = problems[place]
-        if batches and (own.n >= _ALIKE * n or n <= _SMALL):
-            budget = max(k, min(own.budget, own.n))
-            if (len(batches[-1]) + 1) * _bytes(n, budget) <= room:
-                batches[-1].append(place)
-                k = budget
-                continue
-        if own.n and _bytes(own.n, min(own.budget, own.n)) <= room:
-            n, k = own.n, min(own.budget, own.n)
-            batches.append([place])
-    return batches
 
 
 def _bytes(n: int, k: int) -> float:

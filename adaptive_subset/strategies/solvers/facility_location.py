@@ -159,9 +159,9 @@ def _lower(costs: Tensor, distances: Distances, rows: Tensor, old: Tensor, new: 
     """Bring `costs` up to date where the nearest of some rows (r,) came from `old` to `new`."""
     for part, columns in tiles(len(rows), len(costs), rows.device):
         low, high = new[part, None], old[part, None]
-        tile = distances.tile(rows[part], columns)
-        less = torch.minimum(tile, high, out=tile).sub_(low).clamp_(min=0)
-        costs[columns] -= less.sum(0, dtype=torch.float64)
+        # Each is one of three numbers, so that float64 sums up differences without rounding them.
+        between = torch.clamp(distances.tile(rows[part], columns), low, high)
+        costs[columns] -= between.sum(0, dtype=torch.float64) - low.sum(dtype=torch.float64)
 
 
 def _draw(free: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
