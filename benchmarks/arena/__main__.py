@@ -19,11 +19,11 @@ from pathlib import Path
 
 from benchmarks import measure
 from benchmarks.arena import report
-from benchmarks.arena.crew import Worker
-from benchmarks.arena.methods import METHODS, Method
+from benchmarks.arena.crew import Worker, arena
+from benchmarks.arena.methods import METHODS
 from benchmarks.arena.race import Race, run
-from benchmarks.arena.results import Cell, Line, Results
-from benchmarks.arena.tasks import TASKS, Task
+from benchmarks.arena.results import Line, Results
+from benchmarks.arena.tasks import TASKS
 
 PAGE = Path(__file__).parents[2] / "docs" / "comparison.md"
 
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     if options.report is None:
         places = options.data, options.out / "cache", options.device, options.threads
-        run(race, Worker(recipe, *places), environment(options), processes=options.processes)
+        run(race, Worker(arena, *places), environment(options), processes=options.processes)
     everything = replace(
         race,
         tasks=TASKS,
@@ -50,10 +50,6 @@ def main(arguments: list[str] | None = None) -> None:
         seeds=results.seeds(),
     )
     report.write(everything, options.page)
-
-
-def recipe(cell: Cell) -> tuple[Task, Method]:
-    return TASKS[cell.task], METHODS[cell.method]
 
 
 def environment(options: argparse.Namespace) -> Line:

@@ -16,10 +16,15 @@ import torch
 
 from adaptive_subset.energy import EnergyMeter
 from benchmarks.arena.data import Data
-from benchmarks.arena.methods import Method
+from benchmarks.arena.methods import METHODS, Method
 from benchmarks.arena.results import Cell, Line
 from benchmarks.arena.run import train
-from benchmarks.arena.tasks import Task
+from benchmarks.arena.tasks import TASKS, Task
+
+
+def arena(cell: Cell) -> tuple[Task, Method]:
+    """The recipe of the arena's cells."""
+    return TASKS[cell.task], METHODS[cell.method]
 
 
 @dataclass
@@ -27,7 +32,8 @@ class Worker:
     """Makes one run after another; data stay in memory as long as the task is the same.
 
     Args:
-        recipe: what a cell is made of. Other processes import it by its name.
+        recipe: what a cell is made of. Other processes import it by its name, so it is in no
+            module that is run as a command.
         source, cache: see `Task.load`.
         device: to train on.
         threads: of this process.

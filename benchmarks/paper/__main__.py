@@ -22,12 +22,10 @@ from pathlib import Path
 from adaptive_subset.energy import EnergyError, EnergyMeter
 from benchmarks import measure
 from benchmarks.arena.crew import Worker
-from benchmarks.arena.methods import Method
 from benchmarks.arena.race import run
-from benchmarks.arena.results import Cell, Line, Results
-from benchmarks.arena.tasks import Task
+from benchmarks.arena.results import Line, Results
 from benchmarks.paper.experiment import Experiment
-from benchmarks.paper.presets import PRESETS, SMALL, Preset, with_bf16
+from benchmarks.paper.presets import PRESETS, SMALL, chosen, of_cell
 
 PAGE = Path(__file__).parents[2] / "docs" / "paper.md"
 
@@ -66,16 +64,6 @@ def main(arguments: list[str] | None = None) -> None:
         lambda text: print(text, flush=True),
         options.processes,
     )
-
-
-def chosen(name: str, small: bool, bf16: bool) -> Preset:
-    preset = (SMALL if small else PRESETS)[name]
-    return with_bf16(preset) if bf16 else preset
-
-
-def of_cell(name: str, small: bool, bf16: bool, cell: Cell) -> tuple[Task, Method]:
-    preset = chosen(name, small, bf16)
-    return preset.tasks[cell.task], preset.methods[cell.method]
 
 
 def check_same_device(lines: Iterable[Line], device: str, out: Path) -> None:

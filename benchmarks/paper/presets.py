@@ -13,6 +13,7 @@ from benchmarks.arena import data, networks
 from benchmarks.arena.data import Data
 from benchmarks.arena.methods import Method
 from benchmarks.arena.race import ALL
+from benchmarks.arena.results import Cell
 from benchmarks.arena.tasks import Task, crop_and_flip
 
 RATE = 0.01
@@ -260,3 +261,15 @@ SMALL = {
     "ablations": _ablation("mnist-small", f"MNIST for CIFAR-100; {_SMALL['mnist']}"),
     "extended": _extended("mnist-small", f"MNIST for CIFAR-100; {_SMALL['mnist']}"),
 }
+
+
+def chosen(name: str, small: bool, bf16: bool) -> Preset:
+    """A preset, or its small twin."""
+    preset = (SMALL if small else PRESETS)[name]
+    return with_bf16(preset) if bf16 else preset
+
+
+def of_cell(name: str, small: bool, bf16: bool, cell: Cell) -> tuple[Task, Method]:
+    """The recipe of a cell of `chosen`."""
+    preset = chosen(name, small, bf16)
+    return preset.tasks[cell.task], preset.methods[cell.method]
