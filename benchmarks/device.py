@@ -126,9 +126,10 @@ def main() -> None:
         repeats = 1 if options.quick else options.repeats
         for row in measured(task, options.strategies, device, repeats, options.quick):
             rows.append(row)
+            measure.save(options.out, rows, device.type)
             print(row, flush=True)
         print(f"{task.name}: {time.perf_counter() - start:.0f} s", flush=True)
-    measure.report(options.out, rows, device.type)
+    print(measure.markdown(rows))
 
 
 def measured(

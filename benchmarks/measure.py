@@ -65,10 +65,15 @@ def parser(description: str | None, out: str) -> argparse.ArgumentParser:
 
 def report(path: Path, rows: list[Row], device: str | None = None) -> None:
     """Write all figures to `path` and print a Markdown table of those that are no lists."""
+    save(path, rows, device)
+    print(markdown(rows))
+
+
+def save(path: Path, rows: list[Row], device: str | None = None) -> None:
+    """Write all figures to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = {"environment": environment(device), "rows": rows}
     path.write_text(json.dumps(written, indent=1) + "\n")
-    print(markdown(rows))
 
 
 def markdown(rows: list[Row]) -> str:

@@ -110,10 +110,22 @@ def rounded(value: float) -> str:
 
 def on_gpu(rows: Rows) -> Iterable[str]:
     """What a selection costs on a GPU, in inference passes."""
-    found = {row["what"]: row.get("ratio", 0.0) for row in rows("device-cuda.json")}
+    found = {(row["task"], row["what"]): row.get("ratio", 0.0) for row in rows("device-cuda.json")}
     for name in ("GradMatchPB", "GLISTER", "GradMatch", "CRAIG"):
-        ratios = (found[f"{name}, {share} %"] for share in (10, 30))
-        yield f"| `{name}` | {' | '.join(f'{r:.{2 if r < 2 else 1}f}' for r in ratios)} |"
+        cases = ((task, share) for task in ON_GPU for share in (10, 30))
+        ratios = (found[task, f"{name}, {share} %"] for task, share in cases)
+        yield f"| `{name}` | {' | '.join(f'{r:.2f}' for r in ratios)} |"
+
+
+def solvers_on_gpu(rows: Rows) -> Iterable[str]:
+    """All classes in lockstep against one after the other."""
+    names = {("GradMatch", "per-gradient"): "GradMatch()", ("CRAIG", "per-class"): "CRAIG()"}
+    names["GradMatch", "per-class"] = 'GradMatch(scope="per-class")'
+    for kind, name in names.items():
+        some = [row for row in rows("device-solvers.json") if row["dtype"] == "float32"]
+        each = [row for row in some if (row["strategy"], row["scope"]) == kind]
+        cells = (f"{row['seconds']:.2f} | {rounded(row['one by one'])}" for row in each)
+        yield f"| `{name}` | {' | '.join(cells)} |"
 
 
 def on_ranks(rows: Rows) -> Iterable[str]:
@@ -153,6 +165,7 @@ def at_equal_cost(file: str, digits: int, rows: Rows) -> Iterable[str]:
     return list(equal_cost.table([equal_cost.Run(**row) for row in rows(file)], "", digits))[2:]
 
 
+ON_GPU = ("CIFAR-10, resnet18", "ImageNet, resnet50")
 COSTS = ("selection", "selection-resnet18", "scale", "omp", "craig", "step", "step-resnet18")
 TABLES = (
     Table(
@@ -163,9 +176,17 @@ TABLES = (
     ),
     Table(
         "costs.md",
-        "| a selection, in bare inference passes | 10 % | 30 % |",
+        "| a selection, in bare inference passes | ResNet-18, 10 % | 30 % "
+        "| ResNet-50, 10 % | 30 % |",
         on_gpu,
         ("device-cuda.json",),
+    ),
+    Table(
+        "costs.md",
+        "| whole selection, seconds | 5,000 | one class after the other | 15,000 "
+        "| one class after the other |",
+        solvers_on_gpu,
+        ("device-solvers.json",),
     ),
     Table(
         "distributed.md",

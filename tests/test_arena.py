@@ -95,7 +95,7 @@ def go(made: Race, limit: int | None = None) -> list[str]:
             raise KeyboardInterrupt
 
     worker = Worker(lambda cell: (made.tasks[cell.task], made.methods[cell.method]), Path(), Path())
-    run(made, worker, {}, say)
+    run(made, worker, {"device": "cpu"}, say)
     return said
 
 
@@ -122,7 +122,7 @@ def test_several_processes_make_the_runs_of_one(tmp_path: Path) -> None:
     found = []
     for processes in (1, 2):
         made = race(tmp_path / f"{processes}.jsonl", methods={"full-short": METHODS["full-short"]})
-        run(made, Worker(tiny, Path(), Path()), {}, lambda _: None, processes)
+        run(made, Worker(tiny, Path(), Path()), {"device": "cpu"}, lambda _: None, processes)
         lines = made.results.lines()
         found.append({(line["rate"], line["seed"]): line["test"] for line in lines})
         assert len(lines) == len((tmp_path / f"{processes}.jsonl").read_text().splitlines())
@@ -391,6 +391,25 @@ def test_the_paired_test_is_students() -> None:
 def test_nothing_on_the_front_is_beaten() -> None:
     found = [entry("a", 1, 80), entry("b", 2, 79), entry("c", 3, 85), entry("d", 3, 84)]
     assert [e.method for e in figures.pareto(found)] == ["a", "c"]
+
+
+def test_runs_on_another_kind_of_machine_have_no_time(quick: None, tmp_path: Path) -> None:
+    path = tmp_path / "arena.jsonl"
+    go(race(path, methods={"full-short": METHODS["full-short"]}))
+    made = race(path)
+    run(made, Worker(tiny, Path(), Path()), {"device": "H100"}, lambda _: None)
+    found = {e.method: e for e in figures.entries(race(path), "blobs")}
+    assert found["full-short"].timed
+    assert not found["order-dp"].timed
+    both = list(found.values())
+    assert figures.at_equal_time(found["order-dp"], both) is None
+    assert figures.at_equal_steps(found["order-dp"], found["full-short"]) is not None
+    assert figures.pareto(both) == [found["full-short"]]
+    page = tmp_path / "page.md"
+    report.write(race(path), page)
+    row = next(text for text in page.read_text().splitlines() if text.startswith("| `order-dp`"))
+    assert row.split(" | ")[4:6] == ["–", "–"]
+    assert "Rows without seconds were made on another kind of machine" in page.read_text()
 
 
 def test_settings_tell_methods_apart() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import log
+from math import isnan, log, nan
 from statistics import mean, stdev
 
 from benchmarks.arena.race import ALL, Race
@@ -22,7 +22,8 @@ class Entry:
         rate: the best of them on the validation samples.
         accuracy: on the test samples, in %, of each seed at that rate.
         steps, samples: that training really made.
-        seconds: of the fastest run, everything counted: other work can only make a run slower.
+        seconds: of the fastest run, everything counted: other work can only make a run slower. NaN
+            where no run was made on the kind of machine that the task is for.
         selecting: seconds of these for selection.
     """
 
@@ -39,6 +40,11 @@ class Entry:
     @property
     def mean(self) -> float:
         return mean(self.accuracy.values())
+
+    @property
+    def timed(self) -> bool:
+        """Whether its seconds are known."""
+        return not isnan(self.seconds)
 
     @property
     def validation(self) -> float:
@@ -103,7 +109,8 @@ def _entry(race: Race, task: str, method: str, fraction: float) -> Entry | None:
         return None
     first = [line for line in lines if line["seed"] == race.seeds[0]]
     best = [line for line in lines if line["rate"] == rate]
-    fastest = min((seconds(line) for line in lines if not line["diverged"]), default=(0.0, 0.0))
+    own = [line for line in lines if at_home(race, line) and not line["diverged"]]
+    fastest = min(map(seconds, own), default=(nan, nan))
     return Entry(
         method,
         fraction,
@@ -117,6 +124,12 @@ def _entry(race: Race, task: str, method: str, fraction: float) -> Entry | None:
     )
 
 
+def at_home(race: Race, line: Line) -> bool:
+    """Whether the run was made on the kind of machine that its task is for, GPU or not."""
+    on_gpu: bool = line["environment"]["device"] != "cpu"
+    return on_gpu == race.tasks[line["task"]].on_gpu
+
+
 def at_equal_steps(entry: Entry, other: Entry | None) -> Difference | None:
     """`entry` minus `other`, which made as many steps."""
     return None if other is None else _paired(entry.accuracy, other.accuracy)
@@ -128,7 +141,9 @@ def at_equal_time(entry: Entry, everything: list[Entry], baseline: str = ALL) ->
     The baseline's accuracy is interpolated in the logarithm of the time, seed by seed; None where
     its runs do not reach that far.
     """
-    points = sorted((e for e in everything if e.method == baseline), key=lambda e: e.seconds)
+    points = sorted(
+        (e for e in everything if e.method == baseline and e.timed), key=lambda e: e.seconds
+    )
     # Those of the same budget may differ by chance in time only.
     same = [e for e in points if abs(entry.seconds / e.seconds - 1) <= SAME]
     if same:
@@ -155,7 +170,7 @@ def _paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Differenc
 def pareto(found: list[Entry]) -> list[Entry]:
     """Those that nothing cheaper is at least as good as, from cheap to dear."""
     front: list[Entry] = []
-    for entry in sorted(found, key=lambda e: (e.seconds, -e.mean)):
+    for entry in sorted((e for e in found if e.timed), key=lambda e: (e.seconds, -e.mean)):
         if not front or entry.mean > front[-1].mean:
             front.append(entry)
     return front
@@ -166,4 +181,5 @@ def lossless(found: list[Entry], within: float = 0.1) -> Entry | None:
     full = [entry for entry in found if entry.fraction == 1]
     if not full:
         return None
-    return min((e for e in found if e.mean >= full[0].mean - within), key=lambda e: e.seconds)
+    good = (e for e in found if e.timed and e.mean >= full[0].mean - within)
+    return min(good, key=lambda e: e.seconds, default=None)

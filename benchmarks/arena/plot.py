@@ -14,6 +14,7 @@ def accuracy_by_cost(found: list[Entry], title: str, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    found = [entry for entry in found if entry.timed]
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     markers = "osD^v<>Pp*hX"
     methods = list(dict.fromkeys(entry.method for entry in found))

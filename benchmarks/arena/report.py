@@ -22,6 +22,8 @@ from benchmarks.arena.results import Line
 FRESH = "fresh-random"
 WINS = "better than the short schedule at equal time and than fresh random, by two standard errors"
 LOSES = "worse than one of them by two standard errors"
+UNTIMED = """Rows without seconds were made on another kind of machine, to see who is worth its
+time: a method that is behind at equal steps is not ahead at equal time."""
 OPEN = "neither, or too few seeds to tell"
 
 HEAD = """# Does training on chosen data beat training shorter?
@@ -58,6 +60,8 @@ def write(race: Race, path: Path) -> None:
         image = path.with_name(f"arena-{name}.png")
         plot.accuracy_by_cost(found, task.about, image)
         place = f"{machines(race.results.lines(), name)}\n\n" if task.on_gpu else ""
+        if any(not entry.timed for entry in found):
+            place += f"{UNTIMED}\n\n"
         sections.append(
             f"## {task.about}\n\n{place}{verdict(found)}\n\n![Accuracy and cost]({image.name})\n"
         )
@@ -136,8 +140,8 @@ def table(some: list[Entry], found: list[Entry]) -> str:
                 str(len(entry.accuracy)),
                 f"{entry.rate:g}" + (" †" if entry.at_edge else ""),
                 reached(entry),
-                f"{entry.seconds:.0f}",
-                f"{entry.selecting:.1f}",
+                f"{entry.seconds:.0f}" if entry.timed else "–",
+                f"{entry.selecting:.1f}" if entry.timed else "–",
                 f"{entry.samples:,}",
                 "" if entry.method == ALL else written(at_equal_steps(entry, of.get(ALL))),
                 "" if entry.method == FRESH else written(at_equal_steps(entry, of.get(FRESH))),
