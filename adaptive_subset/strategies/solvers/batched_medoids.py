@@ -1,7 +1,8 @@
 """Facility location for many problems at once, on an accelerator: `facility_location` in lockstep.
 
 Symbols: B problems of at most M rows and N columns, distances D (B, M, N); `nearest` (B, M) is the
-distance that each row has left, `costs` (B, N) what would be left after each possible next choice.
+distance that each row has left, `costs` (B, N) what would be left after each possible next choice,
+but for a number that all columns share.
 
 A *tick* brings the costs up to date by the `AT_ONCE` rows that lag behind the most, and makes the
 next choice in every problem in which none lags behind any more. Nothing in it waits for the device,
@@ -108,8 +109,6 @@ class _Covers:
         self.budget = column(self.budgets)
         # To begin with all rows are farther from the chosen ones than from any column.
         self.nearest = (2 * self.farthest).expand(-1, m).contiguous()
-        for i, (rows, _) in enumerate(self.shapes):
-            self.nearest[i, rows:] = 0.0
         self.known = self.nearest.clone()  # what `costs` take `nearest` to be
         self.owner = torch.zeros(count, m, dtype=torch.int64, device=device)
         self.number = torch.zeros(count, 1, dtype=torch.int64, device=device)  # of choices
@@ -151,7 +150,6 @@ class _Covers:
         rows = matrix.index_select(0, (i + self.first).flatten()).view(*i.shape, -1)
         torch.clamp(rows, new[:, :, None], old[:, :, None], out=rows)
         self.costs.sub_(rows.sum(1, dtype=torch.float64))
-        self.costs.add_(new.sum(1, keepdim=True, dtype=torch.float64))
         self.known.scatter_(1, i, new)
 
     def found(self) -> list[Medoids | None]:
