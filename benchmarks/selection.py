@@ -2,13 +2,15 @@
 
     python -m benchmarks.selection --data mnist
 
-Both sides read the same dataset through a DataLoader of the same batch size.
+Both sides read the same dataset through a DataLoader of the same batch size. `First` chooses what
+comes first: its row is what any strategy costs that asks for gradients.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,11 +18,32 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from adaptive_subset import GradMatch, GradMatchPB, Selection, Selector, Strategy
+from adaptive_subset import (
+    Candidates,
+    Choice,
+    GradMatch,
+    GradMatchPB,
+    Selection,
+    Selector,
+    Strategy,
+)
 from benchmarks import measure, trained
 from examples import models
 
+
+@dataclass(frozen=True)
+class First(Strategy):
+    """Reads all gradients and looks at none: what any selection by gradients costs at the least."""
+
+    needs_gradients = True
+
+    def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
+        """See `Strategy.select`."""
+        return Choice(torch.arange(budget), torch.ones(budget))
+
+
 CASES: dict[str, tuple[Strategy, torch.dtype]] = {
+    "nothing": (First(), torch.float32),
     "per gradient": (GradMatch(), torch.float32),
     "per batch": (GradMatchPB(), torch.float32),
     "per gradient, half": (GradMatch(), torch.float16),
