@@ -157,6 +157,14 @@ BENCHMARKS = [
         threads=1,
     ),
     Benchmark(
+        "precision",
+        "benchmarks.precision --data {mnist}",
+        "Selections in half precision",
+        "10,000 images of MNIST, LeNet after an epoch, 10 %: the share of the picks that are those "
+        "of float32 throughout, and the relative error of the match by the gradients in float32. "
+        "Beside them what one more step of training changes.",
+    ),
+    Benchmark(
         "sketches",
         "benchmarks.sketches",
         "Sketches of long gradients",

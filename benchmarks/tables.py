@@ -117,6 +117,14 @@ def on_gpu(rows: Rows) -> Iterable[str]:
         yield f"| `{name}` | {' | '.join(f'{r:.2f}' for r in ratios)} |"
 
 
+def in_half_precision(rows: Rows) -> Iterable[str]:
+    """What a selection loses by rounding."""
+    for row in rows("precision.json"):
+        same = f"{100 * row['same']:.1f} %"
+        cells = f"{row['pass']} | {row['kept']} | {same} | {row['error']:.3f}"
+        yield f"| `{row['strategy']}()` | {cells} |"
+
+
 def solvers_on_gpu(rows: Rows) -> Iterable[str]:
     """All classes in lockstep against one after the other."""
     names = {("GradMatch", "per-gradient"): "GradMatch()", ("CRAIG", "per-class"): "CRAIG()"}
@@ -187,6 +195,12 @@ TABLES = (
         "| one class after the other |",
         solvers_on_gpu,
         ("device-solvers.json",),
+    ),
+    Table(
+        "costs.md",
+        "| strategy | the pass in | gradients kept in | same picks | relative error |",
+        in_half_precision,
+        ("precision.json",),
     ),
     Table(
         "distributed.md",
