@@ -160,8 +160,9 @@ def _lower(costs: Tensor, distances: Distances, rows: Tensor, old: Tensor, new: 
     for part, columns in tiles(len(rows), len(costs), rows.device):
         low, high = new[part, None], old[part, None]
         # Each is one of three numbers, so that float64 sums up differences without rounding them.
-        between = torch.clamp(distances.tile(rows[part], columns), low, high)
-        costs[columns] -= between.sum(0, dtype=torch.float64) - low.sum(dtype=torch.float64)
+        tile = distances.tile(rows[part], columns)
+        torch.minimum(torch.maximum(tile, low, out=tile), high, out=tile)  # quicker than clamp
+        costs[columns] -= tile.sum(0, dtype=torch.float64) - low.sum(dtype=torch.float64)
 
 
 def _draw(free: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
