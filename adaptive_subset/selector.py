@@ -70,7 +70,7 @@ class Selector:
         source: a `GradientSource` of your own in place of the one that `pool` and the following
             describe.
         reading: how the pool is read: head, target, batch_size, num_workers, storage_dtype,
-            sketch, progress; see `GradientSource`.
+            storage_dir, sketch, progress; see `GradientSource`.
 
     Raises:
         ValueError: a budget that is not in range, both or neither of `fraction` and `budget`, a

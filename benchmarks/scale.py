@@ -8,7 +8,9 @@ Gradients are made with a seed, like those of a trained classifier: features gat
 for each class, logits are products with these centres, δ = softmax − one-hot. Each size runs in a
 process of its own, so that its peak of memory is its own; it holds the gradients in half
 precision, as `Selector(storage_dtype=torch.float16)` keeps them, and selects 30 % of the samples.
-`of the processor`: its seconds, where those of the clock count what else the machine does.
+`of the processor`: its seconds, where those of the clock count what else the machine does. With
+--storage-dir the gradients are in a file there; `own memory` is then what counts: what is read from
+a file may be dropped at any time.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -24,6 +27,7 @@ import torch
 
 from adaptive_subset import STRATEGIES
 from adaptive_subset.gradients.factored import FactoredGradients
+from adaptive_subset.gradients.storage import in_file
 from adaptive_subset.strategies import Candidates
 from benchmarks import measure
 
@@ -31,26 +35,50 @@ IMAGENET = 1_281_167
 BATCH = 256
 
 
-def candidates(n: int, classes: int, features: int) -> Candidates:
+def candidates(n: int, classes: int, features: int, folder: Path | None) -> Candidates:
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(classes, features, generator=generator)
     labels = torch.randint(classes, (n,), generator=generator)
-    delta = torch.empty(n, classes, dtype=torch.float16)
-    h = torch.ones(n, features + 1, dtype=torch.float16)  # the last column is the bias's
+    delta, h = (
+        torch.empty(n, width, dtype=torch.float16)
+        if folder is None
+        else in_file(torch.Size([n, width]), torch.float16, folder)
+        for width in (classes, features + 1)
+    )
+    h[:, -1] = 1  # the bias's
     for start in range(0, n, 1 << 14):
         own = labels[start : start + (1 << 14)]
         made = torch.randn(len(own), features, generator=generator).mul_(1.5)
         made = made.add_(centres[own]).relu_()
-        logits = made @ centres.T / min(12, features / 4)
+        logits = made @ centres.T / max(min(12, features / 4), features / 43)
         shift = torch.nn.functional.one_hot(own, classes)
         delta[start : start + len(own)] = logits.softmax(1).sub_(shift)
         h[start : start + len(own), :-1] = made
     return Candidates(n, FactoredGradients([(delta, h)]), labels)
 
 
-def alone(name: str, n: int, classes: int, features: int, fraction: float) -> measure.Row:
+class OwnMemory(threading.Thread):
+    """The most that this process holds itself, in GiB, looked at fifty times a second."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.most = 0.0
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            own = next(line.split()[1] for line in lines if line.startswith("RssAnon"))
+            self.most = max(self.most, int(own) / 2**20)
+            time.sleep(0.02)
+
+
+def alone(
+    name: str, n: int, classes: int, features: int, fraction: float, folder: Path | None
+) -> measure.Row:
     """One selection, in this process."""
-    given = candidates(n, classes, features)
+    own = OwnMemory()
+    given = candidates(n, classes, features, folder)
     before = measure.peak()
     strategy = STRATEGIES[name](**({"batch_size": BATCH} if name.endswith("-pb") else {}))
     budget = round(fraction * n)
@@ -67,6 +95,7 @@ def alone(name: str, n: int, classes: int, features: int, fraction: float) -> me
         "of the processor, s": processor,
         "error of the whole layer, s": time.perf_counter() - solved,
         "peak, GiB": measure.peak(),
+        "own memory, GiB": own.most,
         "of it gradients, GiB": 2 * n * (classes + features + 1) / 2**30,
         "before, GiB": before,
         "relative error": error,
@@ -98,11 +127,13 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--features", type=int, default=512)
     parser.add_argument("--fraction", type=float, default=0.3)
+    parser.add_argument("--storage-dir", type=Path, help="keep the gradients in a file there")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     task = options.classes, options.features, options.fraction
     if options.alone:
-        print(json.dumps(alone(options.strategies[0], options.sizes[0], *task)))
+        kind = options.strategies[0], options.sizes[0], *task
+        print(json.dumps(alone(*kind, options.storage_dir)))
         return
     rows: list[measure.Row] = []
     for name in options.strategies:
@@ -111,6 +142,8 @@ def main() -> None:
             command += ["--strategies", name, "--sizes", str(size)]
             for word, value in zip(("classes", "features", "fraction"), task, strict=True):
                 command += [f"--{word}", str(value)]
+            if options.storage_dir is not None:
+                command += ["--storage-dir", str(options.storage_dir)]
             result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rows.append(json.loads(result.stdout.splitlines()[-1]))
     measure.report(options.out, rows)

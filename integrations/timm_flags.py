@@ -60,6 +60,10 @@ _RUN: dict[str, dict[str, Any]] = {
         "choices": ("float32", "float16", "bfloat16"),
         "help": "what gradients are kept in (default: float32)",
     },
+    "storage_dir": {
+        "metavar": "FOLDER",
+        "help": "keep gradients in a file there, where memory does not hold them",
+    },
 }
 
 # Options of train.py that no subset can go with, and why.

@@ -94,6 +94,7 @@ class TimmSubset:
             "validation": self._validation,
             "weights": args.subset_weights or "mean-one",
             "storage_dtype": getattr(torch, dtype) if dtype else None,
+            "storage_dir": args.subset_storage_dir,
             "batch_size": self._training["batch_size"],
             "num_workers": self._training.get("num_workers", 0),
         }

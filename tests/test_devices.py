@@ -7,6 +7,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,10 +129,16 @@ def test_weights_reach_the_loss_on_the_device(device: torch.device) -> None:
         assert moved.weights.device.type == device.type
 
 
-@pytest.mark.parametrize("how", ["autocast", "channels_last", "compiled", "half storage"])
-def test_a_selection_follows_how_the_model_trains(device: torch.device, how: str) -> None:
-    options = {"storage_dtype": torch.float16} if how == "half storage" else {}
-    run = Run(device, GradMatch(), **options)
+@pytest.mark.parametrize("how", ["autocast", "channels_last", "compiled", "half storage", "file"])
+@pytest.mark.parametrize("strategy", ["gradmatch", "glister"])
+def test_a_selection_follows_how_the_model_trains(
+    device: torch.device, how: str, strategy: str, tmp_path: Path
+) -> None:
+    options: Any = {
+        "half storage": {"storage_dtype": torch.float16},
+        "file": {"storage_dir": tmp_path},
+    }
+    run = Run(device, strategy, **options.get(how, {}))
     if how == "channels_last":
         run.model = run.model.to(memory_format=torch.channels_last)
     if how == "compiled":

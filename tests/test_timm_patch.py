@@ -60,6 +60,7 @@ MODES = {
     "validation": "--subset-validation clean",
     "part of the pool": "--subset-pool-fraction 0.75 -j 1",
     "stored in 16 bits": "--subset-storage-dtype float16",
+    "stored in a file": "--subset-storage-dir .",
     "feature teacher": "--task --kd-model-name resnet18 --kd-distill-type feature",
     "teacher": "--task --kd-model-name resnet10t --mixup 0.5 --smoothing 0",
     "token teacher": "--task --kd-model-name resnet10t --kd-distill-type token "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ def last_layer_gradients(
     target: int | str | None = None,
     size: int | None = None,
     storage_dtype: torch.dtype | None = None,
+    storage_dir: Path | None = None,
     sketch: Sketch = Sketch(8192, 0),  # noqa: B008
     name: str = "pool",
     fresh: bool = False,
@@ -64,18 +66,20 @@ def last_layer_gradients(
         size: n, when known: the result is then written in place instead of joined at the end.
         storage_dtype: what the gradients are kept in, by default what they are computed in:
             float32 or, for a float64 model, float64.
+        storage_dir: folder for a file that they are kept in, on the CPU; None for the memory of the
+            model's device.
         sketch: of gradients that are summed over positions and too long to be held.
         name: what errors call the batches.
         fresh: whether nobody else holds the tensors of a batch: a model may write to them.
         expect: called with d, the length of a gradient, after the first batch; it may raise.
 
     Returns:
-        Gradients of n samples on the model's device: n Σ(C + p) numbers, 4 bytes each by default,
-        or n rows of at most the size of the sketch a head.
-        Beside them memory holds the activations of one batch; one that does not fit is run in
-        halves. Then the targets (n, …); and the weight (C, p) of the last layer, bias included, if
-        the model has one, of one position, and returns its output as it is, else None. Labels of
-        positions are not kept, the targets are (n, 0) then.
+        Gradients of n samples, on the model's device unless they are in a file: n Σ(C + p) numbers,
+        4 bytes each by default, or n rows of at most the size of the sketch a head. Beside them
+        memory holds the activations of one batch; one that does not fit is run in halves. Then the
+        targets (n, …); and the weight (C, p) of the last layer, bias included, if the model has
+        one, of one position, and returns its output as it is, else None. Labels of positions are
+        not kept, the targets are (n, 0) then.
 
     Raises:
         TypeError: a model, output or target of the wrong kind, a loss of other arguments.
@@ -85,6 +89,7 @@ def last_layer_gradients(
     model = readable(model)
     check_takes_two(criterion)
     place = next(model.parameters())
+    held = place.device if storage_dir is None else torch.device("cpu")
     dtype = storage_dtype or torch.promote_types(place.dtype, torch.float32)
     kept: Factors | Sums | None = None
     weight: Tensor | None = None
@@ -110,10 +115,10 @@ def last_layer_gradients(
                     biases = run.recorder.biases
                     if any(delta.ndim > 2 for delta in deltas):
                         _check_storage(storage_dtype)
-                        kept = Sums(features, deltas, biases, size, sketch)
+                        kept = Sums(features, deltas, biases, size, sketch, storage_dir)
                     else:
                         weight = run.weight(leaves, output)
-                        kept = Factors(features, deltas, biases, size, dtype)
+                        kept = Factors(features, deltas, biases, size, dtype, storage_dir)
                         run.slopes = Slopes.of(criterion, output, labels, kept.append_delta)
                     if expect is not None:
                         expect(kept.dim)
@@ -123,7 +128,7 @@ def last_layer_gradients(
                     run.slopes.add(output, labels)
             if isinstance(kept, Sums) and y.ndim > 1:
                 y = y.new_empty(len(y), 0)  # they differ in length from batch to batch
-            targets.append(copied_to(place.device, y))
+            targets.append(copied_to(held, y))
         if run is not None and run.slopes is not None:
             run.slopes.flush()
         raise_what_was_found(criterion)

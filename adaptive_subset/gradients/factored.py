@@ -10,15 +10,15 @@ from torch import Tensor
 from adaptive_subset.gradients.dense import DenseGradients
 from adaptive_subset.gradients.protocol import BLOCK, Gradients, Index
 
-_ROWS = 1 << 16  # gradients stored in half precision that are converted at once
+_ROWS = 1 << 16  # gradients that are computed with at once
 
 
 class FactoredGradients(Gradients):
     """The last-layer gradients of n samples, ``g_i = ⊕ δ_i ⊗ h_i`` over the heads of the model.
 
     ``⟨g_i, g_j⟩ = (δ_i·δ_j)(h_i·h_j)``, ``⟨g_i, R⟩ = δ_iᵀ R h_i`` and ``Σ w_i g_i = Δᵀ diag(w) H``
-    are all that a solver needs, so nothing of size n × C · p is ever built. What is stored in half
-    precision is computed with in float32, a slice at a time.
+    are all that a solver needs, so nothing of size n × C · p is ever built. They are computed with
+    a slice at a time, in float32 where they are stored in half precision.
 
     Args:
         blocks: one pair (δ, h) a head: δ of shape (n, C), h of shape (n, p), the same floating
@@ -60,13 +60,10 @@ class FactoredGradients(Gradients):
 
     def _slices(self, index: Tensor | None = None) -> Iterator[FactoredGradients]:
         """All of it, or those at `index`, in the dtype to compute in."""
-        if index is None and self.stored == self.dtype:
-            yield self
-        else:
-            count = len(self) if index is None else len(index)
-            for start in range(0, max(1, count), _ROWS):  # of none, one slice of none
-                rows = slice(start, start + _ROWS)
-                yield self.take(rows if index is None else index[rows])
+        count = len(self) if index is None else len(index)
+        for start in range(0, max(1, count), _ROWS):  # of none, one slice of none
+            rows = slice(start, start + _ROWS)
+            yield self.take(rows if index is None else index[rows])
 
     def _by_slice(self, compute: Callable[[FactoredGradients], Tensor]) -> Tensor:
         parts = [compute(part) for part in self._slices()]

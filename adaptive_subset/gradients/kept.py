@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ class Factors:
         biases: whether each head has one, whose feature is a constant 1 beside the others.
         size: n, where it is known.
         dtype: what they are kept in.
+        folder: for a file in place of memory, see `Rows`.
     """
 
     def __init__(
@@ -32,10 +34,14 @@ class Factors:
         biases: Sequence[bool],
         size: int | None,
         dtype: torch.dtype,
+        folder: Path | None = None,
     ) -> None:
         heads = zip(deltas, features, biases, strict=True)
         self.dim = sum(delta.shape[1] * (h.shape[1] + bias) for delta, h, bias in heads)
-        self._blocks = [(Rows(size, dtype), Rows(size, dtype, ones=bias)) for bias in biases]
+        self._blocks = [
+            (Rows(size, dtype, folder=folder), Rows(size, dtype, ones=bias, folder=folder))
+            for bias in biases
+        ]
 
     def append(self, features: Sequence[Tensor], deltas: Sequence[Tensor] | None) -> None:
         """Add those of a batch; None where the δ of the one head come by `append_delta`."""
@@ -68,6 +74,7 @@ class Sums:
         biases: see `Factors`.
         size: n, where it is known.
         sketch: gradients of a head that are longer are sketched to its size.
+        folder: for a file in place of memory, see `Rows`.
     """
 
     def __init__(
@@ -77,6 +84,7 @@ class Sums:
         biases: Sequence[bool],
         size: int | None,
         sketch: Sketch,
+        folder: Path | None = None,
     ) -> None:
         self._biases = biases
         self._maps: list[TensorSketch | None] = []
@@ -86,7 +94,7 @@ class Sums:
             fits = rows * columns <= sketch.size
             self._maps.append(None if fits else sketch_of(sketch, head, rows, columns, delta))
             self.dim += rows * columns if fits else sketch.size
-        self._rows = Rows(size)
+        self._rows = Rows(size, folder=folder)
 
     def append(self, features: Sequence[Tensor], deltas: Sequence[Tensor | TokenSlopes]) -> None:
         """Add those of a batch."""

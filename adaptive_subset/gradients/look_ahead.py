@@ -44,15 +44,16 @@ class LastLayer:
 
     def gradient_after(self, step: Tensor) -> Tensor:
         """``Σ ∂ℓ/∂W`` at ``W − step``, (d,) for a `step` of shape (d,), d = C · p."""
-        moved = self.weight - step.view_as(self.weight)
+        # Features may be in a file; the criterion, which may hold tensors, is where the weight is.
+        moved = self.weight - step.to(self.weight.device).view_as(self.weight)
         total = torch.zeros_like(moved)
         features, targets = self._meant
         for start in range(0, len(features), _ROWS):
-            f = features[start : start + _ROWS].to(moved.dtype)
-            y = targets[start : start + _ROWS]
+            f = features[start : start + _ROWS].to(moved)
+            y = targets[start : start + _ROWS].to(moved.device)
             z = (f @ moved.T).requires_grad_()
             with torch.enable_grad():
                 losses = per_sample_losses(self.criterion, z, y)
             (delta,) = torch.autograd.grad(losses.sum(), z)
             total += delta.T @ f
-        return total.flatten()
+        return total.flatten().to(step.device)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import Any, TypedDict, cast
 
 import numpy as np
@@ -42,6 +44,7 @@ class Reading(TypedDict, total=False):
     batch_size: int
     num_workers: int
     storage_dtype: torch.dtype | None
+    storage_dir: str | PathLike[str] | None
     sketch: int
     progress: bool
 
@@ -85,6 +88,9 @@ class GradientSource:
         storage_dtype: what gradients are kept in, n Σ(C + p) numbers: by default float32 (float64
             for a float64 model). torch.float16 and bfloat16 halve that, for pools of millions of
             samples; everything is computed in float32 still, from rounded factors.
+        storage_dir: a folder for a file that gradients are kept in, where memory does not hold
+            them: the system reads and writes it as memory allows, and it is gone with them. On the
+            CPU, so that strategies compute there; with a model on a GPU that is slower.
         sketch: the most numbers that are held of a sample whose head runs at many positions, as for
             tokens and pixels. Longer gradients are sketched to so many; their errors are then
             estimates, see `Selection.is_estimate`.
@@ -93,7 +99,8 @@ class GradientSource:
 
     Raises:
         TypeError: a pool that is neither, or an iterator, which can be read only once.
-        ValueError: a `storage_dtype` that is not floating, or a list of ready-made batches.
+        ValueError: a `storage_dtype` that is not floating, a `storage_dir` that is no folder, or a
+            list of ready-made batches.
     """
 
     def __init__(
@@ -105,6 +112,7 @@ class GradientSource:
         batch_size: int = 256,
         num_workers: int = 0,
         storage_dtype: torch.dtype | None = None,
+        storage_dir: str | PathLike[str] | None = None,
         sketch: int = 8192,
         progress: bool = False,
         name: str = "pool",
@@ -114,6 +122,11 @@ class GradientSource:
                 f"`storage_dtype` must be a floating dtype such as torch.float16, got "
                 f"{storage_dtype}."
             )
+        if storage_dir is not None and not Path(storage_dir).is_dir():
+            raise ValueError(
+                f"`storage_dir` must be a folder that exists, got {storage_dir!r}. Make it first, "
+                "or leave it out to keep gradients in memory."
+            )
         check_pool(pool, target, name)
         self.pool = pool
         self.head = head
@@ -121,6 +134,7 @@ class GradientSource:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.storage_dtype = storage_dtype
+        self.storage_dir = storage_dir
         self.sketch = whole("sketch", sketch)
         if self.sketch < 1:
             raise ValueError(f"`sketch` must be at least 1, got {sketch}.")
@@ -174,6 +188,7 @@ class GradientSource:
                 target=self.target,
                 size=size,
                 storage_dtype=self.storage_dtype,
+                storage_dir=None if self.storage_dir is None else Path(self.storage_dir),
                 sketch=Sketch(self.sketch, seed),
                 name=self.name,
                 fresh=is_map_style(pool),  # collated in `_batches`
