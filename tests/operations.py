@@ -7,6 +7,9 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
+#: Those that would wait for a GPU, beside ``_local_scalar_dense``, which reads one number.
+WAITS = ("nonzero", "item", "masked_select", "unique", "_unique2", "equal", "_to_copy")
+
 
 class Counting(TorchDispatchMode):
     """Counts the operations of torch by name."""

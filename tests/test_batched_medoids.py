@@ -10,7 +10,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaptive_subset import CRAIG, Candidates, Choice, Validation
 from adaptive_subset.gradients.factored import FactoredGradients
@@ -23,6 +22,7 @@ from adaptive_subset.strategies.solvers.batched_medoids import (
     facility_location_together,
 )
 from adaptive_subset.strategies.solvers.facility_location import Medoids, Stored, facility_location
+from tests.operations import WAITS, Counting
 
 ROOM = 2.0**30
 
@@ -102,24 +102,13 @@ def test_what_it_cannot_solve_is_left(device: torch.device) -> None:
 
 
 def test_the_host_waits_once_in_so_many_ticks() -> None:
-    seen: list[str] = []
-
-    class Listening(TorchDispatchMode):
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            seen.append(func.name())
-            return func(*args, **(kwargs or {}))
-
     covers = _Covers([on(torch.device("cpu"), drawn(0, n, n), n // 10) for n in (300, 280)])
-    with Listening():
+    with Counting() as seen:
         covers.run()
-    waits = ("_local_scalar_dense", "nonzero", "item", "masked_select", "unique", "_to_copy")
-    counts = {name: sum(each.endswith(f"::{name}") for each in seen) for name in waits}
-    ticks = sum(each.endswith("::topk") for each in seen)
-    assert counts.pop("_local_scalar_dense") == ticks // LOOK + 1
-    assert not any(counts.values())
-    assert len(seen) < 45 * ticks  # starts, and views
+    ticks = seen.calls["topk"]
+    assert seen.calls["_local_scalar_dense"] == ticks // LOOK + 1
+    assert not any(seen.calls[name] for name in WAITS)
+    assert seen.calls.total() < 45 * ticks  # starts, and views
 
 
 @pytest.mark.parametrize("scope", ["per-class", "per-gradient", "global"])

@@ -10,7 +10,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaptive_subset.gradients import DenseGradients, Gradients
 from adaptive_subset.gradients.factored import FactoredGradients
@@ -23,6 +22,7 @@ from adaptive_subset.strategies.solvers.batched_pursuit import (
 )
 from adaptive_subset.strategies.solvers.greedy_path import OMPResult
 from adaptive_subset.strategies.solvers.matching_pursuit import omp
+from tests.operations import WAITS, Counting
 
 ROOM = 2.0**30
 both_signs = pytest.mark.parametrize("nonnegative", [True, False], ids=["nonnegative", "signed"])
@@ -178,24 +178,13 @@ def test_what_it_can_not_solve_is_left_to_the_other(device: torch.device) -> Non
 
 @both_signs
 def test_the_host_waits_once_in_so_many_ticks(nonnegative: bool) -> None:
-    seen: list[str] = []
-
-    class Listening(TorchDispatchMode):
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            seen.append(func.name())
-            return func(*args, **(kwargs or {}))
-
     problems = [drawn(300, 40, 0.5, 0.5, seed) for seed in range(3)]
     pursuit = _Pursuit([on(torch.device("cpu"), each) for each in problems], nonnegative, 0.0)
-    with Listening():
+    with Counting() as seen:
         pursuit.run()
-    waits = ("_local_scalar_dense", "nonzero", "item", "masked_select", "unique", "_to_copy")
-    counts = {name: sum(each.endswith(f"::{name}") for each in seen) for name in waits}
-    assert counts.pop("_local_scalar_dense") == pursuit.ticks // LOOK + 1
-    assert not any(counts.values())
-    assert len(seen) < (65 if nonnegative else 45) * pursuit.ticks  # starts, and views
+    assert seen.calls["_local_scalar_dense"] == pursuit.ticks // LOOK + 1
+    assert not any(seen.calls[name] for name in WAITS)
+    assert seen.calls.total() < (65 if nonnegative else 45) * pursuit.ticks  # starts, and views
 
 
 def test_the_walk_towards_a_new_fit_ends_at_its_first_boundary(device: torch.device) -> None:
