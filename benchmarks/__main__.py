@@ -211,6 +211,15 @@ BENCHMARKS = [
         image="scale.png",
     ),
     Benchmark(
+        "scale-file",
+        "benchmarks.scale --strategies gradmatch --sizes 400000 --classes 300 --features 2048 "
+        "--fraction 0.1 --in-file",
+        "Gradients in a file",
+        "The same of 300 classes, 2,048 features and a bias, 10 % selected, with the gradients in "
+        "memory and in a file (`storage_dir`). The process's own memory is what it holds beside "
+        "that.",
+    ),
+    Benchmark(
         "scale-few",
         "benchmarks.scale --strategies gradmatch --sizes 200000 2000000 --classes 10 --features 10 "
         "--fraction 0.1",

@@ -9,16 +9,18 @@ for each class, logits are products with these centres, δ = softmax − one-hot
 process of its own, so that its peak of memory is its own; it holds the gradients in half
 precision, as `Selector(storage_dtype=torch.float16)` keeps them, and selects 30 % of the samples.
 `of the processor`: its seconds, where those of the clock count what else the machine does. With
---storage-dir the gradients are in a file there; `own memory` is then what counts: what is read from
-a file may be dropped at any time.
+--in-file each also runs with its gradients in a file; `own memory` is then what counts, since what
+is read from a file may be dropped at any time.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -89,6 +91,7 @@ def alone(
     error = given.relative_error(choice)
     return {
         "strategy": name,
+        "kept in": "memory" if folder is None else "a file",
         "samples": n,
         "selected": budget,
         "solver, s": solved - start,
@@ -127,25 +130,26 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--features", type=int, default=512)
     parser.add_argument("--fraction", type=float, default=0.3)
-    parser.add_argument("--storage-dir", type=Path, help="keep the gradients in a file there")
+    parser.add_argument("--in-file", type=Path, nargs="?", const=Path(tempfile.gettempdir()),
+        metavar="FOLDER", help="also keep the gradients in a file")  # fmt: skip
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     task = options.classes, options.features, options.fraction
     if options.alone:
         kind = options.strategies[0], options.sizes[0], *task
-        print(json.dumps(alone(*kind, options.storage_dir)))
+        print(json.dumps(alone(*kind, options.in_file)))
         return
     rows: list[measure.Row] = []
-    for name in options.strategies:
-        for size in options.sizes:
-            command = [sys.executable, "-m", "benchmarks.scale", "--alone"]
-            command += ["--strategies", name, "--sizes", str(size)]
-            for word, value in zip(("classes", "features", "fraction"), task, strict=True):
-                command += [f"--{word}", str(value)]
-            if options.storage_dir is not None:
-                command += ["--storage-dir", str(options.storage_dir)]
-            result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            rows.append(json.loads(result.stdout.splitlines()[-1]))
+    folders = [None, options.in_file] if options.in_file else [None]
+    for name, size, folder in itertools.product(options.strategies, options.sizes, folders):
+        command = [sys.executable, "-m", "benchmarks.scale", "--alone"]
+        command += ["--strategies", name, "--sizes", str(size)]
+        for word, value in zip(("classes", "features", "fraction"), task, strict=True):
+            command += [f"--{word}", str(value)]
+        if folder is not None:
+            command += ["--in-file", str(folder)]
+        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        rows.append(json.loads(result.stdout.splitlines()[-1]))
     measure.report(options.out, rows)
     plot(rows, options.plot)
 

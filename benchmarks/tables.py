@@ -66,6 +66,9 @@ def costs(rows: Rows) -> Iterable[str]:
         f"`{name}` {whole[key]['solver, s']:.0f} s, {whole[key]['peak, GiB']:.1f} GiB"
         for name, key in (("GradMatch", "gradmatch"), ("GradMatchPB", "gradmatch-pb"))
     )
+    held = {row["kept in"]: row for row in rows("scale-file.json")}
+    gradients = held["a file"]["of it gradients, GiB"]
+    memory, file = (held[kind]["own memory, GiB"] for kind in ("memory", "a file"))
     omp = [row["times faster"] for row in rows("omp.json") if row["solver"] == "signed, float64"]
     craig = {row["method"]: row["times CRAIG()"] for row in rows("craig.json")}
     apricot, submodlib = (craig[f"{peer}, matrix given"] for peer in ("apricot", "submodlib"))
@@ -77,6 +80,9 @@ def costs(rows: Rows) -> Iterable[str]:
         "the same of 1 %": spelled(passes(rows("selection.json"), 0.01)),
         "a selection of 10 % of 5,000 CIFAR-10 images, ResNet-18, two threads": of_large,
         "the solvers on 1,281,167 samples of 1,000 classes, 30 %, two threads": "; ".join(solvers),
+        f"`GradMatch` on {gradients:.2f} GiB of gradients, memory of the process": (
+            f"{memory:.1f} GiB; {file:.1f} GiB with `storage_dir`"
+        ),
         "GRAD-MATCH's solver against scikit-learn's `orthogonal_mp_gram`, same support": (
             f"{rounded(min(omp))} to {rounded(max(omp))} times faster"
         ),
@@ -95,7 +101,9 @@ def passes(rows: list[Row], fraction: float) -> dict[str, float]:
     return {
         row["strategy"]: row["ratio"]
         for row in rows
-        if row["storage"] == "float32" and row["fraction"] == fraction
+        if row["storage"] == "float32"
+        and row["fraction"] == fraction
+        and row["strategy"] != "First"
     }
 
 
@@ -174,7 +182,16 @@ def at_equal_cost(file: str, digits: int, rows: Rows) -> Iterable[str]:
 
 
 ON_GPU = ("CIFAR-10, resnet18", "ImageNet, resnet50")
-COSTS = ("selection", "selection-resnet18", "scale", "omp", "craig", "step", "step-resnet18")
+COSTS = (
+    "selection",
+    "selection-resnet18",
+    "scale",
+    "scale-file",
+    "omp",
+    "craig",
+    "step",
+    "step-resnet18",
+)
 TABLES = (
     Table(
         "costs.md",

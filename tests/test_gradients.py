@@ -125,7 +125,7 @@ def assert_laws(gradients: Gradients, matrix: Tensor, seed: int) -> None:
 def small_slices() -> Iterator[None]:
     """So that few numbers are many slices."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("adaptive_subset.gradients.factored._ROWS", 3)
+        patch.setattr("adaptive_subset.gradients.factored._NUMBERS", 30)
         patch.setattr("adaptive_subset.gradients.factored.BLOCK", 30)
         patch.setattr("adaptive_subset.gradients.dense.BLOCK", 30)
         patch.setattr("adaptive_subset.gradients.mini_batches._TILE", 2)

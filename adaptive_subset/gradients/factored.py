@@ -10,7 +10,7 @@ from torch import Tensor
 from adaptive_subset.gradients.dense import DenseGradients
 from adaptive_subset.gradients.protocol import BLOCK, Gradients, Index
 
-_ROWS = 1 << 16  # gradients that are computed with at once
+_NUMBERS = 1 << 24  # of the factors that are computed with at once
 
 
 class FactoredGradients(Gradients):
@@ -61,8 +61,9 @@ class FactoredGradients(Gradients):
     def _slices(self, index: Tensor | None = None) -> Iterator[FactoredGradients]:
         """All of it, or those at `index`, in the dtype to compute in."""
         count = len(self) if index is None else len(index)
-        for start in range(0, max(1, count), _ROWS):  # of none, one slice of none
-            rows = slice(start, start + _ROWS)
+        size = max(1, _NUMBERS // max(1, sum(factor.shape[1] for factor in self.rows())))
+        for start in range(0, max(1, count), size):  # of none, one slice of none
+            rows = slice(start, start + size)
             yield self.take(rows if index is None else index[rows])
 
     def _by_slice(self, compute: Callable[[FactoredGradients], Tensor]) -> Tensor:
