@@ -381,6 +381,9 @@ def test_at_equal_time_the_baseline_is_interpolated_seed_by_seed() -> None:
     assert difference.error == pytest.approx(1)
     dear = entry("craig", 50, 99, 99)
     assert figures.at_equal_time(dear, points) is None
+    cheap = figures.at_equal_time(entry("random", 5, 81, 81), points)
+    assert cheap is not None
+    assert cheap.each == pytest.approx((1, -1))  # against the cheapest, which had more time
 
 
 def test_the_paired_test_is_students() -> None:

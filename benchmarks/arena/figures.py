@@ -138,8 +138,8 @@ def at_equal_steps(entry: Entry, other: Entry | None) -> Difference | None:
 def at_equal_time(entry: Entry, everything: list[Entry], baseline: str = ALL) -> Difference | None:
     """`entry` minus the baseline with as many seconds, between two of its budgets.
 
-    The baseline's accuracy is interpolated in the logarithm of the time, seed by seed; None where
-    its runs do not reach that far.
+    The baseline's accuracy is interpolated in the logarithm of the time, seed by seed. It is that
+    of the cheapest budget where even that took longer, and None where no run took as long.
     """
     points = sorted(
         (e for e in everything if e.method == baseline and e.timed), key=lambda e: e.seconds
@@ -150,8 +150,10 @@ def at_equal_time(entry: Entry, everything: list[Entry], baseline: str = ALL) ->
         return _paired(entry.accuracy, same[0].accuracy)
     below = [e for e in points if e.seconds < entry.seconds]
     above = [e for e in points if e.seconds > entry.seconds]
-    if not below or not above:
+    if not above:
         return None
+    if not below:
+        return _paired(entry.accuracy, above[0].accuracy)
     low, high = below[-1], above[0]
     share = log(entry.seconds / low.seconds) / log(high.seconds / low.seconds)
     between = {

@@ -38,8 +38,9 @@ falls as γᵗ.
 Accuracy is that on the test set in %, mean ± standard error over the seeds. Differences are in
 points, of paired seeds, ± their standard error, with the p of a paired t-test. *Equal time* is
 against the short schedule, interpolated between its budgets, that takes as long as the method does
-with all its selections. Times are processor seconds of one thread, of the fastest run, on a machine
-that was busy with other work too: what differs by a few per cent is not told apart.
+with all its selections, or against its cheapest run where that took longer. Times are processor
+seconds of one thread, of the fastest run, on a machine that was busy with other work too: what
+differs by a few per cent is not told apart.
 
 ```sh
 python -m benchmarks.arena --data DIR                                # runs what is missing
