@@ -342,10 +342,9 @@ def test_imbalance_is_judged_by_the_variant_that_the_paper_names() -> None:
 
 @pytest.fixture
 def only_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "PRESETS", {"tiny": tiny(), "later": PRESETS["svhn"]})
-    monkeypatch.setattr(report, "SMALL", {})
-    monkeypatch.setattr(command, "PRESETS", {"tiny": tiny(), "later": PRESETS["svhn"]})
-    monkeypatch.setattr(command, "SMALL", {})
+    for module in (report, command, presets):
+        monkeypatch.setattr(module, "PRESETS", {"tiny": tiny(), "later": PRESETS["svhn"]})
+        monkeypatch.setattr(module, "SMALL", {})
 
 
 @pytest.mark.slow
