@@ -16,12 +16,12 @@ from adaptive_subset.gradients.factored import FactoredGradients
 from adaptive_subset.strategies.division import Problem
 from adaptive_subset.strategies.solvers import batched_medoids
 from adaptive_subset.strategies.solvers.batched_medoids import (
-    LOOK,
     Covering,
     _Covers,
     facility_location_together,
 )
 from adaptive_subset.strategies.solvers.facility_location import Medoids, Stored, facility_location
+from adaptive_subset.strategies.solvers.recorded import LOOK
 from tests.operations import WAITS, Counting
 
 ROOM = 2.0**30

@@ -15,13 +15,13 @@ from adaptive_subset.gradients import DenseGradients, Gradients
 from adaptive_subset.gradients.factored import FactoredGradients
 from adaptive_subset.strategies.solvers.atoms import atoms_of
 from adaptive_subset.strategies.solvers.batched_pursuit import (
-    LOOK,
     Matching,
     _Pursuit,
     omp_together,
 )
 from adaptive_subset.strategies.solvers.greedy_path import OMPResult
 from adaptive_subset.strategies.solvers.matching_pursuit import omp
+from adaptive_subset.strategies.solvers.recorded import LOOK
 from tests.operations import WAITS, Counting
 
 ROOM = 2.0**30

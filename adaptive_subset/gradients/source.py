@@ -122,7 +122,8 @@ class GradientSource:
                 f"`storage_dtype` must be a floating dtype such as torch.float16, got "
                 f"{storage_dtype}."
             )
-        if storage_dir is not None and not Path(storage_dir).is_dir():
+        folder = None if storage_dir is None else Path(storage_dir)
+        if folder is not None and not folder.is_dir():
             raise ValueError(
                 f"`storage_dir` must be a folder that exists, got {storage_dir!r}. Make it first, "
                 "or leave it out to keep gradients in memory."
@@ -134,7 +135,7 @@ class GradientSource:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.storage_dtype = storage_dtype
-        self.storage_dir = storage_dir
+        self.storage_dir = folder
         self.sketch = whole("sketch", sketch)
         if self.sketch < 1:
             raise ValueError(f"`sketch` must be at least 1, got {sketch}.")
@@ -188,7 +189,7 @@ class GradientSource:
                 target=self.target,
                 size=size,
                 storage_dtype=self.storage_dtype,
-                storage_dir=None if self.storage_dir is None else Path(self.storage_dir),
+                storage_dir=self.storage_dir,
                 sketch=Sketch(self.sketch, seed),
                 name=self.name,
                 fresh=is_map_style(pool),  # collated in `_batches`

@@ -22,7 +22,7 @@ from benchmarks.arena import report
 from benchmarks.arena.crew import Worker, arena
 from benchmarks.arena.methods import METHODS
 from benchmarks.arena.race import Race, run
-from benchmarks.arena.results import Line, Results
+from benchmarks.arena.results import Results
 from benchmarks.arena.tasks import TASKS
 
 PAGE = Path(__file__).parents[2] / "docs" / "comparison.md"
@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     if options.report is None:
         places = options.data, options.out / "cache", options.device, options.threads
-        run(race, Worker(arena, *places), environment(options), processes=options.processes)
+        worker = Worker(arena, *places)
+        run(race, worker, worker.environment(options.processes), processes=options.processes)
     everything = replace(
         race,
         tasks=TASKS,
@@ -50,13 +51,6 @@ def main(arguments: list[str] | None = None) -> None:
         seeds=results.seeds(),
     )
     report.write(everything, options.page)
-
-
-def environment(options: argparse.Namespace) -> Line:
-    """What the runs are made on, and how many share it."""
-    found = measure.environment(options.device.partition(":")[0])
-    found["threads"] = options.threads
-    return found | ({"processes": options.processes} if options.processes > 1 else {})
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from adaptive_subset.energy import EnergyMeter
+from benchmarks import measure
 from benchmarks.arena.data import Data
 from benchmarks.arena.methods import METHODS, Method
 from benchmarks.arena.results import Cell, Line
@@ -60,6 +61,11 @@ class Worker:
         made = task, method, cell.fraction, cell.rate, cell.seed
         measured = train(*made, self._loaded[1], device, meter)
         return measured, time.perf_counter() - start
+
+    def environment(self, processes: int) -> Line:
+        """What the runs are made on, and how many share it."""
+        found = measure.environment(self.device.partition(":")[0])
+        return found | {"threads": self.threads, "processes": processes}
 
 
 @contextmanager

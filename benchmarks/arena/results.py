@@ -30,7 +30,7 @@ class Results:
 
     Args:
         path: of the file that runs are appended to.
-        also: files that are only read, such as those of processes beside this one.
+        also: files that are only read, such as those of other machines.
     """
 
     def __init__(self, path: Path, also: Iterable[Path] = ()) -> None:

@@ -44,22 +44,21 @@ def main(arguments: list[str] | None = None) -> None:
         if heat.fraction in (options.fractions or [heat.fraction])
     ]
     results = Results(options.out / "paper.jsonl")
-    environment = measure.environment(options.device.partition(":")[0])
-    environment |= {"threads": options.threads, "processes": options.processes}
+    recipe = partial(of_cell, options.preset, options.small, options.bf16)
+    places = options.data, options.out / "cache", options.device, options.threads
+    worker = Worker(recipe, *places)
+    environment = worker.environment(options.processes)
     check_same_device(results.lines(), environment["device"], options.out)
-    meter = None
     if options.energy:
         try:
             EnergyMeter()
-            meter = EnergyMeter
+            worker.metering = EnergyMeter
         except EnergyError as error:
             environment["energy_missing"] = str(error)
             print(f"Energy is not measured: {error}.")
-    recipe = partial(of_cell, options.preset, options.small, options.bf16)
-    places = options.data, options.out / "cache", options.device, options.threads
     run(
         Experiment(preset, heats, options.seeds, results),
-        Worker(recipe, *places, metering=meter),
+        worker,
         environment,
         lambda text: print(text, flush=True),
         options.processes,

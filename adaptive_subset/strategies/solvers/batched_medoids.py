@@ -17,11 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptive_subset.strategies.solvers.device_memory import batches, free_bytes
+from adaptive_subset.strategies.solvers.device_memory import batches
 from adaptive_subset.strategies.solvers.facility_location import Distances, Medoids, tiles
-from adaptive_subset.strategies.solvers.recorded import Recorded
+from adaptive_subset.strategies.solvers.recorded import LOOK, Recorded
 
-LOOK = 64  # ticks from one look of the host to the next
 AT_ONCE = 128  # rows; a choice changes some M/s at the s-th
 
 
@@ -64,7 +63,6 @@ def facility_location_together(
         memory, one in which fewer than k choices gain anything, and all on a device without
         float64.
     """
-    room = 0.8 * free_bytes(device) if room is None else room
     results: list[Medoids | None] = [None] * len(problems)
     sizes = [(each.shape[1], each.shape[0]) for each in problems]
     itemsize = max((each.dtype.itemsize for each in problems), default=0)
@@ -72,7 +70,7 @@ def facility_location_together(
     def needs(columns: int, rows: int) -> float:
         return itemsize * columns * (rows + 3.0 * AT_ONCE) + 64.0 * (columns + rows)
 
-    for places in batches(sizes, needs, room):
+    for places in batches(sizes, needs, device, room):
         covers = _Covers([problems[place] for place in places])
         covers.run()
         for place, found in zip(places, covers.found(), strict=True):

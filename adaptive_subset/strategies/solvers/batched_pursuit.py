@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from adaptive_subset.gradients import Gradients
-from adaptive_subset.strategies.solvers.device_memory import batches, free_bytes
+from adaptive_subset.strategies.solvers.device_memory import batches
 from adaptive_subset.strategies.solvers.facility_location import tiles
 from adaptive_subset.strategies.solvers.greedy_path import OMPResult
 from adaptive_subset.strategies.solvers.matching_pursuit import least_correlation, raised_ridge
-from adaptive_subset.strategies.solvers.recorded import Recorded
+from adaptive_subset.strategies.solvers.recorded import LOOK, Recorded
 
-LOOK = 64  # ticks from one look of the host to the next
 _TINY, _HUGE = 1e-200, 1e300  # instead of 0 and ∞, where these would give NaN or not compare
 
 
@@ -67,10 +66,9 @@ def omp_together(
         a ridge so small that an atom can not be dropped by a downdate, what is not finite, and all
         of them on a device without float64.
     """
-    room = 0.8 * free_bytes(device) if room is None else room
     results: list[OMPResult | None] = [None] * len(problems)
     sizes = [(each.n, min(each.budget, each.n)) for each in problems]
-    for places in batches(sizes, _bytes, room):
+    for places in batches(sizes, _bytes, device, room):
         batch = [problems[place] for place in places]
         pursuit = _Pursuit(batch, nonnegative, tolerance)
         pursuit.run()

@@ -23,15 +23,20 @@ def free_bytes(device: torch.device) -> float:
 
 
 def batches(
-    sizes: Sequence[tuple[int, int]], needs: Callable[[int, int], float], room: float
+    sizes: Sequence[tuple[int, int]],
+    needs: Callable[[int, int], float],
+    device: torch.device,
+    room: float | None,
 ) -> list[list[int]]:
     """The places of problems that are solved together; those left out have no room, or are empty.
 
     Args:
         sizes: of each problem, its candidates and a second number that its memory depends on.
         needs: bytes of one problem in a batch whose largest sizes are these.
-        room: bytes that a batch may take.
+        device: where they are solved.
+        room: bytes that a batch may take; None for most of what is free there.
     """
+    room = 0.8 * free_bytes(device) if room is None else room
     found: list[list[int]] = []
     n = k = 0  # the largest sizes in the last batch
     for place in sorted(range(len(sizes)), key=lambda i: -sizes[i][0]):

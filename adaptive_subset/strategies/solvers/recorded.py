@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+LOOK = 64  # steps of a solver from one look of the host at its state to the next
+
 
 class Recorded:
     """Calls `run` once as it is, and from then on replays its operations as a CUDA graph.
