@@ -1,16 +1,16 @@
 """Selection from up to as many samples as ImageNet has: seconds and memory of the solvers.
 
     python -m benchmarks.scale
-    python -m benchmarks.scale --classes 10 --features 10 --fraction 0.1 --strategies gradmatch \
+    python -m benchmarks.scale --classes 10 --features 10 --fractions 0.1 --strategies gradmatch \
         --sizes 200000 2000000
 
 Gradients are made with a seed, like those of a trained classifier: features gather around a centre
 for each class, logits are products with these centres, δ = softmax − one-hot. Each size runs in a
 process of its own, so that its peak of memory is its own; it holds the gradients in half
 precision, as `Selector(storage_dtype=torch.float16)` keeps them, and selects 30 % of the samples.
-`of the processor`: its seconds, where those of the clock count what else the machine does. With
---in-file each also runs with its gradients in a file; `own memory` is then what counts, since what
-is read from a file may be dropped at any time.
+`of the processor`: its seconds, where those of the clock count what else the machine does. Of
+gradients in a file `own memory` is what counts, since what is read from a file may be dropped at
+any time.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ def alone(
         "strategy": name,
         "kept in": "memory" if folder is None else "a file",
         "samples": n,
+        "fraction": fraction,
         "selected": budget,
         "solver, s": solved - start,
         "of the processor, s": processor,
@@ -129,25 +130,23 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=Path("runs/benchmarks/scale.png"))
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--features", type=int, default=512)
-    parser.add_argument("--fraction", type=float, default=0.3)
-    parser.add_argument("--in-file", type=Path, nargs="?", const=Path(tempfile.gettempdir()),
-        metavar="FOLDER", help="also keep the gradients in a file")  # fmt: skip
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.3])
+    parser.add_argument("--kept-in", nargs="+", choices=("memory", "file"), default=["memory"])
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="of files")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    task = options.classes, options.features, options.fraction
+    runs = itertools.product(options.strategies, options.sizes, options.fractions, options.kept_in)
     if options.alone:
-        kind = options.strategies[0], options.sizes[0], *task
-        print(json.dumps(alone(*kind, options.in_file)))
+        ((name, size, fraction, kept_in),) = runs
+        folder = options.folder if kept_in == "file" else None
+        print(json.dumps(alone(name, size, options.classes, options.features, fraction, folder)))
         return
     rows: list[measure.Row] = []
-    folders = [None, options.in_file] if options.in_file else [None]
-    for name, size, folder in itertools.product(options.strategies, options.sizes, folders):
-        command = [sys.executable, "-m", "benchmarks.scale", "--alone"]
-        command += ["--strategies", name, "--sizes", str(size)]
-        for word, value in zip(("classes", "features", "fraction"), task, strict=True):
-            command += [f"--{word}", str(value)]
-        if folder is not None:
-            command += ["--in-file", str(folder)]
+    same = ["--classes", str(options.classes), "--features", str(options.features)]
+    for name, size, fraction, kept_in in runs:
+        command = [sys.executable, "-m", "benchmarks.scale", "--alone", "--strategies", name, *same]
+        command += ["--sizes", str(size), "--fractions", str(fraction)]
+        command += ["--kept-in", kept_in, "--folder", str(options.folder)]
         result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(result.stdout.splitlines()[-1]))
     measure.report(options.out, rows)

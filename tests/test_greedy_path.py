@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from adaptive_subset.strategies import (
@@ -117,7 +119,9 @@ def test_the_search_finds_what_it_found_in_many_runs(strategy: Strategy, toleran
     assert found.objective == pytest.approx(expected.objective)
 
 
-def test_a_search_runs_no_more_than_it_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_runs_the_solver_only_while_the_budget_grows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ran: list[int] = []
 
     def counted(atoms: Any, target: Any, budget: int, **options: Any) -> Any:
@@ -127,8 +131,73 @@ def test_a_search_runs_no_more_than_it_doubles(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(gradmatch, "omp", counted)
     given = candidates(n=96)
     found = smallest_choice(GradMatch(lam=1e-3, scope="global"), given, 0.2, seed=0, epoch=0)
-    assert ran == [1 << i for i in range(len(ran))]
-    assert ran[-1] < 2 * len(found.positions)
+    assert ran == sorted(set(ran))
+    assert len(ran) == 1 or ran[-2] < len(found.positions) <= ran[-1]
+
+
+class Curve:
+    """Candidates and a strategy whose error is a function of the budget."""
+
+    batch_size = None
+
+    def __init__(self, n: int, error: Callable[[int], float]) -> None:
+        self.n, self.error, self.tried = n, error, list[int]()
+
+    def choose(self, _: Any, budget: int, **__: Any) -> int:
+        self.tried.append(budget)
+        return budget
+
+    def relative_error(self, choice: int) -> float:
+        return self.error(choice)
+
+    def smallest(self, tolerance: float) -> int:
+        both: Any = self
+        found: Any = smallest._smallest(both, both, tolerance, 0, 0)
+        return int(found)
+
+
+@settings(deadline=None)
+@given(
+    n=st.integers(1, 100_000),
+    slope=st.floats(0.05, 3.0),
+    bend=st.floats(0.3, 3.0),
+    share=st.floats(0.0, 1.0),
+)
+def test_the_smallest_is_found_on_any_falling_curve(
+    n: int, slope: float, bend: float, share: float
+) -> None:
+    curve = Curve(n, lambda k: math.exp(-slope * math.log(k + 1) ** bend))
+    least = max(1, round(n**share))
+    assume(curve.error(least) > 0)
+    assert curve.smallest(curve.error(least)) == least
+    assert len(curve.tried) == len(set(curve.tried))
+    assert len(curve.tried) <= 14 + 3 * math.log2(n + 1)
+
+
+@pytest.mark.parametrize("least", [300, 5_000, 31_415, 50_000])
+@pytest.mark.parametrize(
+    ("error", "most"),
+    [
+        (lambda k: k**-0.3, 8),
+        (lambda k: 1 / k, 8),
+        (lambda k: 0.02 + k**-0.5, 13),
+        (lambda k: (k // 97 + 1) ** -0.4, 32),
+        (lambda k: 1.0 if k < 31_415 else 0.01, 25),
+    ],
+    ids=["slow", "quick", "bent", "stairs", "cliff"],
+)
+def test_few_budgets_are_tried(error: Callable[[int], float], most: int, least: int) -> None:
+    curve = Curve(60_000, error)
+    found = curve.smallest(error(least) * (1 + 1e-12))
+    assert error(found) == error(least)
+    assert found == 1 or error(found - 1) > error(least)
+    assert len(curve.tried) <= most
+
+
+def test_a_miss_by_a_hair_does_not_stop_the_search() -> None:
+    curve = Curve(60_000, lambda k: 0.5 + 1e-9 if k < 31_415 else 1e-3)
+    assert curve.smallest(0.5) == 31_415
+    assert len(curve.tried) == len(set(curve.tried)) <= 45
 
 
 def test_a_choice_by_itself_holds_no_path() -> None:

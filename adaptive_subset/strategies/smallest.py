@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 from adaptive_subset.strategies import Candidates, Choice, Strategy
 from adaptive_subset.strategies.solvers.greedy_path import PATHS, GreedyPath, Paths
 
@@ -11,11 +14,11 @@ def smallest_choice(
 ) -> Choice:
     """The smallest choice with ``‖Σ wᵢgᵢ − b‖ ≤ tolerance · ‖b‖`` (GRAD-MATCH, Theorem 3).
 
-    The budget is doubled until the error is small enough and then bisected, always on the same
-    gradients. Of GRAD-MATCH on the CPU the bisection runs nothing: a run has the choices of all
-    smaller budgets (`GreedyPath`), so that runs take as long as one of at most 4k samples. Other
-    strategies run about 2 log₂ k times. The next smaller budget misses the tolerance; where the
-    error does not fall steadily, an even smaller one may meet it by chance.
+    The budget grows until the error is small enough and is then narrowed down, always on the same
+    gradients, by the power law that the error was seen to follow. Of GRAD-MATCH on the CPU the
+    narrowing runs no solver: a run has the choices of all smaller budgets (`GreedyPath`). The next
+    smaller budget misses the tolerance; where the error does not fall steadily, an even smaller one
+    may meet it by chance.
 
     Args:
         strategy: any that needs gradients.
@@ -33,32 +36,58 @@ def smallest_choice(
         del candidates.derived[PATHS]
 
 
+class _Tried(NamedTuple):
+    units: int
+    error: float
+
+
 def _smallest(
     strategy: Strategy, candidates: Candidates, tolerance: float, seed: int, epoch: int
 ) -> Choice:
     unit = strategy.batch_size or 1
     most = candidates.n // unit
 
-    def chosen(units: int) -> tuple[Choice, float]:
+    def chosen(units: int) -> tuple[Choice, _Tried]:
         choice = strategy.choose(candidates, units * unit, seed=seed, epoch=epoch)
-        return choice, candidates.relative_error(choice) or 0.0
+        return choice, _Tried(units, candidates.relative_error(choice) or 0.0)
 
-    missed, units = 0, max(1, most // 256)
-    choice, error = chosen(units)
-    while error > tolerance:
-        if units == most:
+    missed = _Tried(0, math.inf)
+    choice, met = chosen(max(1, most // 256))
+    while met.error > tolerance:
+        if met.units == most:
             raise ValueError(
                 f"`tolerance` must be within reach, got {tolerance}: all {candidates.n} candidates "
-                f"together have an error of {error:.3g} under {strategy!r}. A smaller ridge (lam=) "
-                "or a larger tolerance helps."
+                f"together have an error of {met.error:.3g} under {strategy!r}. A smaller ridge "
+                "(lam=) or a larger tolerance helps."
             )
-        missed, units = units, min(2 * units, most)
-        choice, error = chosen(units)
-    while units - missed > 1:
-        middle = (missed + units) // 2
-        candidate, error = chosen(middle)
-        if error <= tolerance:
-            choice, units = candidate, middle
+        larger = _larger(missed, met, tolerance)
+        missed = met
+        choice, met = chosen(min(larger, most))
+    halve = False
+    while met.units - missed.units > 1:
+        candidate, tried = chosen(_between(missed, met, tolerance, halve))
+        if tried.error <= tolerance:
+            choice, met = candidate, tried
         else:
-            missed = middle
+            missed = tried
+        halve = not halve
     return choice
+
+
+def _larger(before: _Tried, last: _Tried, tolerance: float) -> int:
+    """A little more than where the power law through the last two misses meets the tolerance."""
+    slope = 0.5
+    if before.units:
+        slope = math.log(before.error / last.error) / math.log(last.units / before.units)
+    growth = math.log(last.error / tolerance) / max(slope, 0.25)
+    return math.ceil(last.units * max(1.1 * math.exp(min(growth, 2)), 1.5))
+
+
+def _between(missed: _Tried, met: _Tried, tolerance: float, halve: bool) -> int:
+    """Where the power law through both meets the tolerance; or halfway, lest it be no power law."""
+    low, high = missed.units, met.units
+    if halve or not low or not met.error:
+        return (low + high) // 2
+    share = math.log(missed.error / tolerance) / math.log(missed.error / met.error)
+    middle = round(low * math.pow(high / low, share))
+    return min(max(middle, low + 1), high - 1)
