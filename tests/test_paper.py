@@ -26,7 +26,7 @@ from benchmarks.arena.run import train
 from benchmarks.paper import __main__ as command
 from benchmarks.paper import presets, report
 from benchmarks.paper.experiment import Experiment
-from benchmarks.paper.figures import STOPPED, Against, Entry, compared
+from benchmarks.paper.figures import STOPPED, Against, Entry, compared, entries
 from benchmarks.paper.presets import PRESETS, SMALL, Heat, Preset, variants, with_bf16
 from benchmarks.paper.verdicts import judged
 from tests.test_arena import TINY, blobs
@@ -121,7 +121,7 @@ def test_presets_select_every_20_epochs_as_the_paper_does() -> None:
         for heat in preset.heats:
             task = preset.tasks[heat.task]
             plan = Plan(task.epochs, heat.fraction, task.batch_size)
-            if name not in ("ablations", "cifar10-brief") and "extended" not in heat.task:
+            if name not in ("ablations", "cifar10-brief") and not heat.beside:
                 assert preset.methods["gradmatch-pb-warm"].every(plan) == 20
     plan = Plan(300, 0.05, 128)
     ablated = PRESETS["ablations"].methods
@@ -208,6 +208,20 @@ def test_the_resnet_is_the_paper_s() -> None:
     model = networks.resnet18(10)
     assert sum(p.numel() for p in model.parameters()) == 11_173_962
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("network", "parameters", "last"),
+    [(networks.mobilenet_v1, 3_217_226, 2), (networks.mobilenet_v2, 2_236_682, 4)],
+)
+def test_the_mobilenets_are_those_of_small_images(network: Any, parameters: int, last: int) -> None:
+    model, sizes = network(10), []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda _m, _x, output: sizes.append(output.shape[-1]))
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert (sizes[0], sizes[-1]) == (32, last)
 
 
 class Meter:
@@ -327,7 +341,52 @@ def test_what_was_seen_of_each_claim_is_counted_from_the_runs() -> None:
         "`tiny`: per batch selected in 0.50 × the time per sample, with -1.50 points on average."
         in told
     )
-    assert told.count("Not run.") == 1  # imbalance
+    assert told.count("Not run.") == 3  # imbalance, twice the subset, smaller models
+
+
+def test_a_larger_subset_is_judged_against_more_selections() -> None:
+    found = [
+        entry("gradmatch, R / 4", [0.95, 0.94], 30),
+        entry("gradmatch", [0.93, 0.92], 10),
+        replace(entry("gradmatch", [0.97, 0.96], 15), fraction=0.2),
+        entry("craig, R / 4", [0.95, 0.94], 30),
+    ]
+    told = judged({"tiny": found})
+    assert "against R / 4: `gradmatch` +2.00 for 0.5 × the time.\n" in told
+
+
+def test_smaller_networks_are_judged_beside_the_subset() -> None:
+    found = [
+        entry("gradmatch-pb-warm", [0.97, 0.96], 20),
+        replace(entry(ALL, [0.96, 0.94], 50), fraction=1.0, kind="narrow"),
+    ]
+    told = judged({"tiny": found})
+    assert "`tiny`: narrow 2.0 ×, 3.00 lost; `gradmatch-pb-warm` at 10 % 5.0 ×, 1.50 lost." in told
+
+
+def test_a_smaller_network_is_shown_beside_the_full_one(quick: None, tmp_path: Path) -> None:
+    preset = tiny()
+    small = replace(SHORT, about="blobs, narrow")
+    heats = [
+        Heat("blobs", 0.1, ("gradmatch-pb-warm",)),
+        Heat("blobs, narrow", 1.0, (ALL,), "narrow", "blobs"),
+    ]
+    preset = replace(preset, tasks={**preset.tasks, "blobs, narrow": small}, heats=heats)
+    made = Experiment(preset, heats, (0,), Results(tmp_path / "paper.jsonl"))
+    assert [(c.task, c.method, c.fraction) for c in made.cells()] == [
+        ("blobs", ALL, 1.0),
+        ("blobs, narrow", ALL, 1.0),
+        ("blobs", "gradmatch-pb-warm", 0.1),
+    ]
+    go(made)
+    (found,) = entries(made, heats[1])
+    assert found.name == "all data, narrow"
+    assert found.full == made.runs("blobs", ALL, 1.0) != found.lines
+    assert found.speedup == pytest.approx(1)
+    text = report._section("tiny", made, tmp_path / "page.md", {})
+    assert text is not None
+    assert "#### narrow, all data" in text
+    assert text.count("![Relative error") == 1
 
 
 def test_imbalance_is_judged_by_the_variant_that_the_paper_names() -> None:

@@ -52,6 +52,33 @@ def resnet18(classes: int) -> nn.Module:
     return model
 
 
+def mobilenet_v1(classes: int) -> nn.Module:
+    """MobileNet (Howard et al., 2017) for small images: four halvings."""
+
+    def convolution(inputs: int, outputs: int, size: int, stride: int, groups: int) -> nn.Module:
+        layer = nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
+        return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU())
+
+    layers, inputs = [convolution(3, 32, 3, 1, 1)], 32
+    for outputs in (64, 128, 128, 256, 256, *[512] * 6, 1024, 1024):
+        stride = 2 if outputs > max(inputs, 64) else 1
+        layers.append(convolution(inputs, inputs, 3, stride, groups=inputs))
+        layers.append(convolution(inputs, outputs, 1, 1, groups=1))
+        inputs = outputs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+
+
+def mobilenet_v2(classes: int) -> nn.Module:
+    """MobileNetV2 (Sandler et al., 2018) for small images: three halvings."""
+    from torchvision import models
+
+    stages = [[1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 4, 2]]
+    stages += [[6, 96, 3, 1], [6, 160, 3, 2], [6, 320, 1, 1]]
+    model = models.mobilenet_v2(num_classes=classes, inverted_residual_setting=stages)
+    model.features[0][0].stride = (1, 1)
+    return model
+
+
 class _Block(nn.Module):
     """Two convolutions; where the width grows the first one has stride 2."""
 

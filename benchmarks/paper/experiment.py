@@ -37,8 +37,7 @@ class Experiment:
 
     def cells(self) -> list[Cell]:
         """All of them."""
-        tasks = dict.fromkeys(heat.task for heat in self.heats)
-        kinds = [(task, ALL, 1.0) for task in tasks if not task.endswith("-extended")]
+        kinds = [(heat.full, ALL, 1.0) for heat in self.heats]
         for heat in sorted(self.heats, key=lambda heat: -heat.fraction):
             kinds += [(heat.task, method, heat.fraction) for method in heat.methods]
         return [Cell(*kind, RATE, seed) for seed in self.seeds for kind in dict.fromkeys(kinds)]

@@ -9,6 +9,7 @@ from statistics import mean, median
 from benchmarks.arena.race import ALL
 from benchmarks.arena.results import Line
 from benchmarks.paper.experiment import Experiment
+from benchmarks.paper.presets import Heat
 
 STOPPED = "all data, stopped at the same time"
 
@@ -34,6 +35,7 @@ class Entry:
 
     Args:
         lines, full: runs in the order of their seeds.
+        kind: how its task differs from that of `full`, if it does.
     """
 
     task: str
@@ -41,6 +43,12 @@ class Entry:
     fraction: float
     lines: Sequence[Line]
     full: Sequence[Line]
+    kind: str = ""
+
+    @property
+    def name(self) -> str:
+        method = "all data" if self.fraction == 1 else f"`{self.method}`"
+        return f"{method}, {self.kind}" if self.kind else method
 
     @property
     def accuracy(self) -> dict[int, float]:
@@ -95,14 +103,15 @@ class Entry:
         return found
 
 
-def entries(experiment: Experiment, methods: Sequence[str], task: str, fraction: float):
+def entries(experiment: Experiment, heat: Heat) -> list[Entry]:
     """Those that have runs, where all data have one with a seed in common."""
-    full = experiment.runs(task.removesuffix("-extended"), ALL, 1.0)
+    full = experiment.runs(heat.full, ALL, 1.0)
+    kind = heat.about if heat.beside else ""
     found = []
-    for method in methods:
-        lines = experiment.runs(task, method, fraction)
+    for method in heat.methods:
+        lines = experiment.runs(heat.task, method, heat.fraction)
         if {line["seed"] for line in lines} & {line["seed"] for line in full}:
-            found.append(Entry(task, method, fraction, lines, full))
+            found.append(Entry(heat.task, method, heat.fraction, lines, full, kind))
     return found
 
 

@@ -34,15 +34,15 @@ def tradeoff(found: Sequence[Entry], title: str, path: Path, *, energy: bool = F
     gain: Callable[[Entry], Any] = (lambda e: e.energy_ratio) if energy else (lambda e: e.speedup)
     x = "energy of all data / energy" if energy else "speed-up over all data"
     with _figure(path, title, x, f"relative error in % (at least {LEAST:g})") as axes:
-        for place, method in enumerate(dict.fromkeys(entry.method for entry in found)):
-            points = [e for e in found if e.method == method and gain(e) is not None]
+        for place, name in enumerate(dict.fromkeys(entry.name for entry in found)):
+            points = [e for e in found if e.name == name and gain(e) is not None]
             axes.plot(
                 [gain(e) for e in points],
                 [max(LEAST, e.relative_error) for e in points],
                 "osD^v<>Pp*hX"[place % 12] + "-",
                 color=f"C{place % 10}",
                 linewidth=0.8,
-                label=method,
+                label=name.replace("`", ""),
             )
         axes.set(xscale="log", yscale="log")
 
@@ -50,12 +50,13 @@ def tradeoff(found: Sequence[Entry], title: str, path: Path, *, energy: bool = F
 def convergence(found: Sequence[Entry], title: str, path: Path) -> None:
     """Test accuracy against time, the mean over seeds, of all data and of each method."""
     with _figure(path, title, "seconds, selection included", "test accuracy (%)") as axes:
-        for name, lines in [("all data", found[0].full), *((e.method, e.lines) for e in found)]:
+        for name, lines in [("all data", found[0].full), *((e.name, e.lines) for e in found)]:
             curves = [line["curve"] for line in lines if not line["diverged"]]
             if not curves:
                 continue
             scale = mean(cost(line)[0] / line["seconds"] for line in lines)
             points = list(zip(*curves, strict=False))
             seconds = [scale * mean(p[0] for p in point) for point in points]
-            axes.plot(seconds, [100 * mean(p[3] for p in point) for point in points], label=name)
+            accuracy = [100 * mean(p[3] for p in point) for point in points]
+            axes.plot(seconds, accuracy, label=name.replace("`", ""))
         axes.set_xscale("log")

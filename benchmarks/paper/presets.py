@@ -23,12 +23,23 @@ PERIODS = {"mnist": 10, "imagenet": 17}  # T / R with R = 20 epochs; 15 where T 
 
 @dataclass(frozen=True)
 class Heat:
-    """Methods that train on a task with a budget; all data at full length belong to each task."""
+    """Methods that train on a task with a budget; all data at full length belong to each task.
+
+    Args:
+        about: what this heat varies.
+        beside: the task whose training on all data it is compared with, where that is another.
+    """
 
     task: str
     fraction: float
     methods: tuple[str, ...]
     about: str = ""
+    beside: str = ""
+
+    @property
+    def full(self) -> str:
+        """The task whose training on all data it is compared with."""
+        return self.beside or self.task
 
 
 @dataclass(frozen=True)
@@ -188,6 +199,21 @@ for _name in ("mnist", "cifar10", "mnist-small", "cifar10-small"):
             load=_cut,
             about=f"{TASKS[_name].about}, of which {_percent} % of the classes keep a tenth",
         )
+SMALLER = {
+    "cifar10": {
+        "MobileNet": partial(networks.mobilenet_v1, 10),
+        "MobileNetV2": partial(networks.mobilenet_v2, 10),
+    },
+    "cifar10-small": {
+        "width 8": partial(networks.small_resnet, 8),
+        "width 4": partial(networks.small_resnet, 4),
+    },
+}
+for _name, _networks in SMALLER.items():
+    for _words, _network in _networks.items():
+        TASKS[f"{_name}, {_words}"] = replace(
+            TASKS[_name], network=_network, about=f"{TASKS[_name].about}; here {_words}"
+        )
 for _name in ("cifar100", "mnist-small"):
     _more = round(TASKS[_name].epochs / 6)  # 50 of 300
     TASKS[f"{_name}-extended"] = replace(TASKS[_name], epochs=TASKS[_name].epochs + _more)
@@ -223,16 +249,28 @@ def _ablation(task: str, note: str) -> Preset:
     found = ablations(_periods(task))
     budgets = {"R": 0.05, "κ": 0.1, "λ": 0.1, "ε": 0.1}
     heats = [Heat(task, budgets[name], tuple(m), f"By {name}") for name, m in found.items()]
+    usual = tuple(name for name in found["R"] if "," not in name)
+    heats.insert(1, Heat(task, 0.1, usual, "With the usual R"))
     every = {name: method for methods in found.values() for name, method in methods.items()}
-    return Preset("4a, 4c–4g", {task: TASKS[task]}, {ALL: Method(None), **every}, heats, note)
+    return Preset("4a–4g", {task: TASKS[task]}, {ALL: Method(None), **every}, heats, note)
 
 
 def _extended(task: str, note: str) -> Preset:
     methods = variants(_periods(task))
     longer = f"{task}-extended"
     # All data at full length are those of the shorter task.
-    heats = [Heat(name, 0.3, ("gradmatch-pb-warm",)) for name in (task, longer)]
+    chosen = ("gradmatch-pb-warm",)
+    epochs = f"{TASKS[longer].epochs} epochs"
+    heats = [Heat(task, 0.3, chosen), Heat(longer, 0.3, chosen, epochs, beside=task)]
     return Preset("3k", {task: TASKS[task], longer: TASKS[longer]}, methods, heats, note)
+
+
+def _smaller(task: str, fractions: Sequence[float], note: str) -> Preset:
+    methods, chosen = variants(_periods(task)), ("gradmatch-pb-warm", "order-dp")
+    heats = [Heat(task, fraction, chosen) for fraction in fractions]
+    heats += [Heat(f"{task}, {words}", 1.0, (ALL,), words, task) for words in SMALLER[task]]
+    tasks = {name: TASKS[name] for name in (task, *(heat.task for heat in heats))}
+    return Preset("3l", tasks, methods, heats, note)
 
 
 PRESETS = {
@@ -252,6 +290,7 @@ PRESETS = {
     "cifar10-imbalance": _imbalance("cifar10", "3f, 4e", (0.1, 0.3), _OPEN),
     "ablations": _ablation("cifar100", f"{_OPEN} λ on CIFAR-100 and not on CIFAR-10."),
     "extended": _extended("cifar100", _OPEN),
+    "smaller": _smaller("cifar10", (0.1, 0.2, 0.3), _OPEN),
 }  # fmt: skip
 SMALL = {
     "mnist": _tradeoff("3b", "mnist-small", (0.01, 0.03, 0.05, 0.1), _SMALL["mnist"]),
@@ -260,6 +299,11 @@ SMALL = {
     "cifar10-imbalance": _imbalance("cifar10-small", "3f, 4e", (0.3,), _SMALL["cifar10"]),
     "ablations": _ablation("mnist-small", f"MNIST for CIFAR-100; {_SMALL['mnist']}"),
     "extended": _extended("mnist-small", f"MNIST for CIFAR-100; {_SMALL['mnist']}"),
+    "smaller": _smaller(
+        "cifar10-small",
+        (0.1, 0.3),
+        f"Networks of width 8 and 4 for MobileNet and MobileNetV2; {_SMALL['cifar10']}",
+    ),
 }
 
 

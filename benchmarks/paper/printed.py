@@ -41,4 +41,5 @@ PRINTED = (
     Printed(_SPEEDUPS, "cifar100", _PB, None, 3, 0.7),
     Printed(_SPEEDUPS, "imagenet", _PB, 0.3, 3, 1.3),
     Printed('§5, "Convergence", 50 epochs more', "cifar100-extended", _PB, 0.3, 2.5, 0),
+    Printed("§5, smaller models", "cifar10, MobileNetV2", "full-short", 1, 2, 1),
 )

@@ -12,7 +12,7 @@ from benchmarks.arena.results import Results
 from benchmarks.paper import plot
 from benchmarks.paper.experiment import Experiment
 from benchmarks.paper.figures import Entry, compared, entries
-from benchmarks.paper.presets import PRESETS, SMALL, Heat, with_bf16
+from benchmarks.paper.presets import PRESETS, SMALL, with_bf16
 from benchmarks.paper.printed import PRINTED
 from benchmarks.paper.verdicts import HERO, HERO_IMBALANCE, judged
 
@@ -73,7 +73,7 @@ def _section(
     preset = experiment.preset
     same = [found for other, found in ours.items() if _is_bf16(other) == _is_bf16(label)]
     shown = {(e.task, e.method, e.fraction) for found in same for e in found}
-    found = [(heat, _of(experiment, heat)) for heat in preset.heats]
+    found = [(heat, entries(experiment, heat)) for heat in preset.heats]
     # What other presets share with this one does not make it one that was run.
     if not any((e.task, e.method, e.fraction) not in shown for _, some in found for e in some):
         return None
@@ -85,27 +85,26 @@ def _section(
     )
     place = f"{_machine(every)} {finished}"
     text = [f"## {label}, figure {preset.figure}\n\n{preset.note} {place}\n"]
-    for task in dict.fromkeys(entry.task for entry in every):
-        text.append(f"### {preset.tasks[task].about}, {preset.tasks[task].epochs} epochs\n")
-        mine = [entry for entry in every if entry.task == task]
+    for task in dict.fromkeys(heat.full for heat, some in found if some):
+        about, epochs = preset.tasks[task].about, preset.tasks[task].epochs
+        text.append(f"### {about}, {epochs} epochs\n")
+        heats = [(heat, some) for heat, some in found if heat.full == task and some]
+        mine = [entry for entry in every if any(entry in some for _, some in heats)]
         for kind in ("speed-up", "energy"):
             if kind == "energy" and all(entry.energy_ratio is None for entry in mine):
                 continue
             image = path.with_name(f"paper-{label}{_suffix(label, task)}-{kind}.png")
-            title = preset.tasks[task].about
-            plot.tradeoff(mine, title, image, energy=kind == "energy")
+            plot.tradeoff(mine, about, image, energy=kind == "energy")
             text.append(f"![Relative error against {kind}]({image.name})\n")
-        largest = max(entry.fraction for entry in mine)
+        largest = max(heat.fraction for heat, _ in heats if not heat.beside)
+        usual = [e for e in mine if (e.kind or e.fraction == largest) and "," not in e.method]
         image = path.with_name(f"paper-{label}{_suffix(label, task)}-convergence.png")
-        usual = [entry for entry in mine if entry.fraction == largest and "," not in entry.method]
-        plot.convergence(usual, f"{preset.tasks[task].about}, {100 * largest:g} %", image)
+        plot.convergence(usual, f"{about}, {100 * largest:g} %", image)
         text.append(f"![Accuracy in the course of training]({image.name})\n")
-        for heat, some in found:
-            if heat.task == task and some:
-                head = f"{heat.about}, {100 * heat.fraction:g} %" if heat.about else (
-                    f"{100 * heat.fraction:g} %"
-                )  # fmt: skip
-                text.append(f"#### {head}\n\n{table(some)}\n")
+        for heat, some in heats:
+            head = [heat.about] if heat.about else []
+            head += [f"{100 * heat.fraction:g} %"] if heat.fraction < 1 else ["all data"]
+            text.append(f"#### {', '.join(head)}\n\n{table(some)}\n")
     hero = HERO_IMBALANCE if "imbalance" in label else HERO
     if rows := wilcoxon(every, hero):
         text.append(f"### `{hero}` against the others\n\n{rows}\n")
@@ -118,11 +117,7 @@ def _is_bf16(label: str) -> bool:
 
 def _suffix(label: str, task: str) -> str:
     """What tells the plots of a preset's tasks apart."""
-    return f"-{task.rpartition('-')[2]}" if "imbalance" in label or "extended" in task else ""
-
-
-def _of(experiment: Experiment, heat: Heat) -> list[Entry]:
-    return entries(experiment, heat.methods, heat.task, heat.fraction)
+    return f"-{task.rpartition('-')[2]}" if "imbalance" in label else ""
 
 
 def _machine(every: Sequence[Entry]) -> str:
@@ -152,7 +147,7 @@ def table(some: Sequence[Entry]) -> str:
         ratio = entry.energy_ratio
         stopped = entry.stopped(entry.speedup)
         common = [entry.accuracy[s] - stopped[s] for s in entry.accuracy if s in stopped]
-        row = [f"`{entry.method}`", str(len(entry.lines)), spread(entry.accuracy)]
+        row = [entry.name, str(len(entry.lines)), spread(entry.accuracy)]
         row += [f"{entry.lost:+.2f}", f"{entry.relative_error:.2f} %", f"{entry.seconds:.1f}"]
         row += [f"{100 * entry.selecting:.0f} %", f"{entry.speedup:.1f} ×"]
         if measured:
@@ -195,7 +190,8 @@ def _printed(ours: dict[str, list[Entry]]) -> str:
     rows = []
     for item in PRINTED:
         budget = "not said" if item.fraction is None else f"{100 * item.fraction:g} %"
-        row = [item.where, item.task, f"`{item.method}`", budget]
+        method = "all data" if item.fraction == 1 else f"`{item.method}`"
+        row = [item.where, item.task, method, budget]
         row.append(f"{item.speedup:g} ×, {item.lost:g} lost")
         for twin in ("", "-small"):
             row.append(_beside(ours, item.task, twin, item.method, item.fraction))
