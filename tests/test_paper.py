@@ -364,6 +364,16 @@ def test_smaller_networks_are_judged_beside_the_subset() -> None:
     assert "`tiny`: narrow 2.0 ×, 3.00 lost; `gradmatch-pb-warm` at 10 % 5.0 ×, 1.50 lost." in told
 
 
+def test_extended_training_stands_beside_all_data_of_the_usual_length(tmp_path: Path) -> None:
+    preset = PRESETS["extended"]
+    made = Experiment(preset, preset.heats, (0,), Results(tmp_path / "paper.jsonl"))
+    assert [(cell.task, cell.fraction) for cell in made.cells()] == [
+        ("cifar100", 1.0),
+        ("cifar100", 0.3),
+        ("cifar100-extended", 0.3),
+    ]
+
+
 def test_a_smaller_network_is_shown_beside_the_full_one(quick: None, tmp_path: Path) -> None:
     preset = tiny()
     small = replace(SHORT, about="blobs, narrow")
