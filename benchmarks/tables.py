@@ -88,8 +88,8 @@ def costs(rows: Rows) -> Iterable[str]:
         f"`GradMatch` on {gradients:.2f} GiB of gradients, memory of the process": (
             f"{memory:.1f} GiB; {file:.1f} GiB with `storage_dir`"
         ),
-        f"the same on {largest['of it gradients, GiB']:.1f} GiB (1,281,167 samples of 1,000 classes, "
-        "2,049 features) in a file, seconds of the processor": (
+        f"the same on {largest['of it gradients, GiB']:.1f} GiB in a file (1,281,167 samples of "
+        "1,000 classes, 2,049 features), and seconds of the processor": (
             f"{largest['own memory, GiB']:.2f} GiB; {', '.join(imagenet)}"
         ),
         "GRAD-MATCH's solver against scikit-learn's `orthogonal_mp_gram`, same support": (
