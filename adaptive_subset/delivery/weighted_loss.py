@@ -41,7 +41,7 @@ def weighted_loss(
         A scalar, or the weighted losses in the criterion's shape where it returns losses (as for
         ``reduction="none"``); and the losses before weighting, of shape (n,).
     """
-    if (known := torch_losses(criterion, args, kwargs)) is not None:
+    if len(weights) and (known := torch_losses(criterion, args, kwargs)) is not None:
         each, divisor = known
         if divisor is None:
             return _weighted_rows(each, weights)
@@ -61,7 +61,8 @@ def weighted_loss(
         dtype, value = value.dtype, value.detach()
         batch = LossBatch.of(len(weights), args, kwargs)
         losses, divisor = losses_and_divisor(criterion, snapshot, batch, value, wait=False)
-    return (torch.dot(weights.to(losses), losses) / divisor).to(dtype), losses
+    # Divided before, as nobody differentiates weights: an operation less in the backward pass.
+    return torch.dot(weights.to(losses) / divisor, losses).to(dtype), losses
 
 
 def _weighted_rows(each: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,7 +250,8 @@ def _check_arguments(criterion: Any, selector: Any) -> None:
 
 def _common_tags(targets: list[WeightedTarget]) -> Tags | None:
     """The tags of all `targets`, None where one of them has none (any more)."""
-    tags = [tags for target in targets if (tags := target.tags) is not None]
+    with torch._C.DisableTorchFunctionSubclass():  # which reading a count of writes would call
+        tags = [tags for target in targets if (tags := target.tags) is not None]
     if not tags or len(tags) < len(targets):
         return None
     for other in tags[1:]:

@@ -104,7 +104,7 @@ def _is_known(function: Any) -> bool:
 
 
 def _label_weight(labels: Tensor, weight: Tensor | None, ignored: int) -> Tensor:
-    kept = labels.detach() != ignored
+    kept = labels != ignored
     if weight is None:
         return kept.sum()
     wide = torch.promote_types(weight.dtype, torch.float32)
