@@ -8,6 +8,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -413,6 +415,40 @@ def test_runs_on_another_kind_of_machine_have_no_time(quick: None, tmp_path: Pat
     row = next(text for text in page.read_text().splitlines() if text.startswith("| `order-dp`"))
     assert row.split(" | ")[4:6] == ["–", "–"]
     assert "Rows without seconds were made on another kind of machine" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("third", "head", "ahead", "behind"),
+    [
+        ((95, 95.2), "reached", 3, 0),
+        ((89, 90.2), "missed, too few won", 2, 0),  # by less than an error behind
+        ((85, 85.2), "missed, too few won and some lost", 2, 1),
+    ],
+)
+def test_the_goal_counts_tasks_by_standard_errors(
+    third: tuple[float, ...], head: str, ahead: int, behind: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baselines = [entry(name, 10, 90, 90) for name in ("full-short", "fresh-random")]
+    found = {
+        "one": [*baselines, entry("order-dp", 10, 91, 91.2)],
+        "cifar10-noisy": [
+            *baselines,
+            entry("order-dp", 10, 80, 80.2),
+            entry("borderline", 10, 91, 91.2),
+        ],
+        "three": [*baselines, entry("order-dp", 10, *third)],
+        "not-run": baselines,
+    }
+    full = replace(entry("full-short", 100, 95, 95), fraction=1.0)
+    found["one"].append(full)
+    made: Any = SimpleNamespace(tasks={name: replace(TINY, about=name) for name in found})
+    monkeypatch.setattr(report, "entries", lambda _, name: found[name])
+    told = report.goal(made)
+    assert f"## The goal: {head}\n" in told
+    assert f"Ahead on {ahead} of 3: one; cifar10-noisy" in told
+    assert f"Behind on {behind}: " in told
+    assert "| one | `order-dp` | +11.0 | +11.0 | +5.00 |" in told
+    assert "| cifar10-noisy | `borderline` | +11.0 | +11.0 | – |" in told
 
 
 def test_settings_tell_methods_apart() -> None:

@@ -20,6 +20,9 @@ from benchmarks.arena.race import ALL, Race
 from benchmarks.arena.results import Line
 
 FRESH = "fresh-random"
+# What docs/choosing.md says to take, and where something else.
+RECOMMENDED = "order-dp"
+RECOMMENDED_FOR = {"cifar10-noisy": "borderline", "fashion-mnist-long-tail": "balanced"}
 WINS = "better than the short schedule at equal time and than fresh random, by two standard errors"
 LOSES = "worse than one of them by two standard errors"
 UNTIMED = """Rows without seconds were made on another kind of machine, to see who is worth its
@@ -75,7 +78,7 @@ def write(race: Race, path: Path) -> None:
             sections.append(f"Not run here: {', '.join(names)}.\n")
     if idle:
         sections.append("## Not run\n\n" + "\n".join(f"- {about}" for about in idle) + "\n")
-    sections.insert(1, glance(race))
+    sections.insert(1, f"{glance(race)}\n{goal(race)}")
     path.write_text("\n".join(sections))
 
 
@@ -115,6 +118,46 @@ def glance(race: Race, fraction: float = 0.1) -> str:
     against = (f"− `{ALL}`, equal time", f"− `{FRESH}`, equal steps")
     table = markdown((*heads, *against), rows)
     return f"## At a glance, at {100 * fraction:g} %\n\n{table}\n"
+
+
+def goal(race: Race, fraction: float = 0.1) -> str:
+    """How far what is recommended is ahead of both baselines, in standard errors, and of how much.
+
+    Of tasks for a CPU, which all methods were to run on.
+    """
+    rows: list[Sequence[str]] = []
+    ahead, behind = [], []
+    for name, task in race.tasks.items():
+        found = entries(race, name)
+        of = {entry.method: entry for entry in found if entry.fraction == fraction}
+        method = RECOMMENDED_FOR.get(name, RECOMMENDED)
+        if task.on_gpu or not {ALL, FRESH, method} <= of.keys():
+            continue
+        ours, short = of[method], of[ALL]
+        both = (
+            at_equal_time(ours, found) or at_equal_steps(ours, short),
+            at_equal_steps(ours, of[FRESH]),
+        )
+        sure = [d.mean / d.error for d in both if d is not None and d.error]
+        if len(sure) == 2 and min(sure) > 2:
+            ahead.append(task.about)
+        if sure and min(sure) < -1:
+            behind.append(task.about)
+        full = next((e for e in found if e.method == ALL and e.fraction == 1), None)
+        left = "–" if full is None else f"{full.mean - short.mean:+.2f}"
+        errors = (f"{d.mean / d.error:+.1f}" if d is not None and d.error else "–" for d in both)
+        rows.append((task.about, f"`{method}`", *errors, left))
+    heads = ("task", "recommended", f"− `{ALL}`, in standard errors", f"− `{FRESH}`, in those")
+    missed = [*(["too few won"] if len(ahead) < 3 else []), *(["some lost"] if behind else [])]
+    return (
+        f"## The goal: {'missed, ' + ' and '.join(missed) if missed else 'reached'}\n\n"
+        "What is recommended should be ahead of both baselines by two standard errors on three of "
+        "the tasks, and behind one of them by more than one on none. At equal time where the short "
+        "schedule was run for as long, else at equal steps. The last column, all data at full "
+        "length less the short schedule, is what there is to win at all.\n\n"
+        f"{markdown((*heads, 'left to win'), rows)}\n\nAhead on {len(ahead)} of {len(rows)}: "
+        f"{'; '.join(ahead) or 'none'}. Behind on {len(behind)}: {'; '.join(behind) or 'none'}.\n"
+    )
 
 
 def reached(entry: Entry) -> str:
