@@ -422,7 +422,7 @@ def test_runs_on_another_kind_of_machine_have_no_time(quick: None, tmp_path: Pat
     [
         ((95, 95.2), "reached", 3, 0),
         ((89, 90.2), "missed, too few won", 2, 0),  # by less than an error behind
-        ((85, 85.2), "missed, too few won and some lost", 2, 1),
+        ((88, 89.6), "missed, too few won and some lost", 2, 1),  # by 1.5
     ],
 )
 def test_the_goal_counts_tasks_by_standard_errors(
