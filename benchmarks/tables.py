@@ -74,6 +74,8 @@ def costs(rows: Rows) -> Iterable[str]:
         for row in rows("scale-wide.json")
     ]
     largest = max(rows("scale-wide.json"), key=lambda row: row["own memory, GiB"])
+    finest = min(row["tolerance"] for row in rows("tolerance.json"))
+    search = [row for row in rows("tolerance.json") if row["tolerance"] == finest]
     omp = [row["times faster"] for row in rows("omp.json") if row["solver"] == "signed, float64"]
     craig = {row["method"]: row["times CRAIG()"] for row in rows("craig.json")}
     apricot, submodlib = (craig[f"{peer}, matrix given"] for peer in ("apricot", "submodlib"))
@@ -91,6 +93,10 @@ def costs(rows: Rows) -> Iterable[str]:
         f"the same on {largest['of it gradients, GiB']:.1f} GiB in a file (1,281,167 samples of "
         "1,000 classes, 2,049 features), and seconds of the processor": (
             f"{largest['own memory, GiB']:.2f} GiB; {', '.join(imagenet)}"
+        ),
+        f"the search for an error (`tolerance={search[0]['tolerance']:g}`) on MNIST, in selections of "
+        "the size that it finds": spelled(
+            {row["strategy"]: row["times one run"] for row in search}, digits=1
         ),
         "GRAD-MATCH's solver against scikit-learn's `orthogonal_mp_gram`, same support": (
             f"{rounded(min(omp))} to {rounded(max(omp))} times faster"
@@ -116,8 +122,8 @@ def passes(rows: list[Row], fraction: float) -> dict[str, float]:
     }
 
 
-def spelled(ratios: dict[str, float]) -> str:
-    return ", ".join(f"`{name}` {ratio:.2f}" for name, ratio in ratios.items())
+def spelled(ratios: dict[str, float], digits: int = 2) -> str:
+    return ", ".join(f"`{name}` {ratio:.{digits}f}" for name, ratio in ratios.items())
 
 
 def rounded(value: float) -> str:
@@ -197,6 +203,7 @@ COSTS = (
     "scale",
     "scale-file",
     "scale-wide",
+    "tolerance",
     "omp",
     "craig",
     "step",
