@@ -94,9 +94,8 @@ def costs(rows: Rows) -> Iterable[str]:
         "1,000 classes, 2,049 features), and seconds of the processor": (
             f"{largest['own memory, GiB']:.2f} GiB; {', '.join(imagenet)}"
         ),
-        f"the search for an error (`tolerance={search[0]['tolerance']:g}`) on MNIST, in selections of "
-        "the size that it finds": spelled(
-            {row["strategy"]: row["times one run"] for row in search}, digits=1
+        f"the search for `tolerance={finest:g}` on MNIST, in selections of what it finds": (
+            spelled({row["strategy"]: row["times one run"] for row in search}, digits=1)
         ),
         "GRAD-MATCH's solver against scikit-learn's `orthogonal_mp_gram`, same support": (
             f"{rounded(min(omp))} to {rounded(max(omp))} times faster"
