@@ -397,6 +397,8 @@ def test_a_smaller_network_is_shown_beside_the_full_one(quick: None, tmp_path: P
     assert text is not None
     assert "#### narrow, all data" in text
     assert text.count("![Relative error") == 1
+    alone = replace(made, preset=replace(preset, heats=heats[1:]), heats=heats[1:])
+    assert "gradmatch-pb-warm" not in (report._section("alone", alone, tmp_path / "a.md", {}) or "")
 
 
 def test_imbalance_is_judged_by_the_variant_that_the_paper_names() -> None:

@@ -259,15 +259,14 @@ def _extended(task: str, note: str) -> Preset:
     methods = variants(_periods(task))
     longer = f"{task}-extended"
     # All data at full length are those of the shorter task.
-    chosen = ("gradmatch-pb-warm",)
-    epochs = f"{TASKS[longer].epochs} epochs"
-    heats = [Heat(task, 0.3, chosen), Heat(longer, 0.3, chosen, epochs, beside=task)]
+    ours, epochs = ("gradmatch-pb-warm",), f"{TASKS[longer].epochs} epochs"
+    heats = [Heat(task, 0.3, ours), Heat(longer, 0.3, ours, epochs, beside=task)]
     return Preset("3k", {task: TASKS[task], longer: TASKS[longer]}, methods, heats, note)
 
 
 def _smaller(task: str, fractions: Sequence[float], note: str) -> Preset:
-    methods, chosen = variants(_periods(task)), ("gradmatch-pb-warm", "order-dp")
-    heats = [Heat(task, fraction, chosen) for fraction in fractions]
+    methods, ours = variants(_periods(task)), ("gradmatch-pb-warm", "order-dp")
+    heats = [Heat(task, fraction, ours) for fraction in fractions]
     heats += [Heat(f"{task}, {words}", 1.0, (ALL,), words, task) for words in SMALLER[task]]
     tasks = {name: TASKS[name] for name in (task, *(heat.task for heat in heats))}
     return Preset("3l", tasks, methods, heats, note)

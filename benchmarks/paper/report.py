@@ -96,7 +96,7 @@ def _section(
             image = path.with_name(f"paper-{label}{_suffix(label, task)}-{kind}.png")
             plot.tradeoff(mine, about, image, energy=kind == "energy")
             text.append(f"![Relative error against {kind}]({image.name})\n")
-        largest = max(heat.fraction for heat, _ in heats if not heat.beside)
+        largest = max((heat.fraction for heat, _ in heats if not heat.beside), default=1)
         usual = [e for e in mine if (e.kind or e.fraction == largest) and "," not in e.method]
         image = path.with_name(f"paper-{label}{_suffix(label, task)}-convergence.png")
         plot.convergence(usual, f"{about}, {100 * largest:g} %", image)
