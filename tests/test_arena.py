@@ -184,6 +184,16 @@ def test_rates_go_on_beyond_the_edge_where_the_best_is_there() -> None:
     assert beyond_edge(0.05, (0.02, 0.05, 0.1)) == []
 
 
+def test_rates_go_on_where_more_seeds_find_the_best_at_the_edge(tmp_path: Path) -> None:
+    made = race(tmp_path / "arena.jsonl")
+    known = arena_race.settings(made, "blobs", "order-dp", 0.1)
+    for seed, reached in enumerate([(0.5, 0.6, 0.55), (0.9, 0.6, 0.5)]):
+        for rate, validation in zip((0.05, 0.1, 0.2), reached, strict=True):
+            measured = {"validation": validation, "test": 0.5, "diverged": False}
+            made.results.add(Cell("blobs", "order-dp", 0.1, rate, seed), known, measured)
+    assert made._rates("blobs", "order-dp", 0.1) == [0.02, 0.05, 0.1, 0.2]
+
+
 def test_a_race_finds_the_best_rate_on_validation(quick: None, tmp_path: Path) -> None:
     made = race(tmp_path / "arena.jsonl")
     go(made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -92,11 +93,13 @@ class Race:
         if fraction == 1 and len(self.fractions) > 1:
             best = best_rate(self.runs(task, ALL, self.fractions[0]))
             return [best] if best is not None else []
-        tried = {r["rate"]: r for r in self.runs(task, method, fraction)}
+        lines = self.runs(task, method, fraction)
+        tried = {line["rate"] for line in lines}
         rates = sorted({*self.tasks[task].rates, *tried})
-        if all(rate in tried for rate in rates):
-            first = [r for r in self.runs(task, method, fraction) if r["seed"] == self.seeds[0]]
-            rates = sorted({*rates, *beyond_edge(best_rate(first), rates)})
+        if tried.issuperset(rates):  # more seeds may find another rate to be the best
+            first = [line for line in lines if line["seed"] == self.seeds[0]]
+            further = (beyond_edge(best_rate(known), rates) for known in (first, lines))
+            rates = sorted({*rates, *itertools.chain(*further)})
         return rates
 
     def _final(self, task: str, fraction: float) -> list[Cell]:

@@ -42,8 +42,9 @@ Accuracy is that on the test set in %, mean ± standard error over the seeds. Di
 points, of paired seeds, ± their standard error, with the p of a paired t-test. *Equal time* is
 against the short schedule, interpolated between its budgets, that takes as long as the method does
 with all its selections, or against its cheapest run where that took longer. Times are processor
-seconds of one thread, of the fastest run, on a machine that was busy with other work too: what
-differs by a few per cent is not told apart.
+seconds of one thread, of the fastest run, on a machine that was busy with other work too, and slow
+at times: what differs by a few per cent is not told apart, and a method that ran at such times only
+is charged for it.
 
 ```sh
 python -m benchmarks.arena --data DIR                                # runs what is missing
