@@ -29,7 +29,7 @@ def main() -> None:
     for strategy in (GradMatch(), GradMatchPB()):
         for tolerance in options.tolerances:
             search = partial(smallest_choice, strategy, given, tolerance, seed=0, epoch=0)
-            size = len(search().positions)
+            size, tried = sizes(strategy, search)
             cases: dict[str, Callable[[], Any]] = {
                 "search": search,
                 "one run": partial(strategy.choose, given, size, seed=0, epoch=0),
@@ -42,7 +42,7 @@ def main() -> None:
                     "tolerance": tolerance,
                     "samples": given.n,
                     "selected": size,
-                    "budgets tried": tried(strategy, search),
+                    "budgets tried": tried,
                     "search, s": statistics.median(seconds["search"]),
                     "times one run": measure.ratio(seconds["search"], seconds["one run"]),
                     "a run each, times one": measure.ratio(
@@ -59,12 +59,11 @@ def without_paths(search: Callable[[], Any]) -> Any:
         return search()
 
 
-def tried(strategy: Strategy, search: Callable[[], Any]) -> int:
-    """How many budgets the search looks at."""
+def sizes(strategy: Strategy, search: Callable[[], Any]) -> tuple[int, int]:
+    """The size that the search finds, and how many budgets it looks at."""
     choose = type(strategy).choose
     with mock.patch.object(type(strategy), "choose", autospec=True, side_effect=choose) as calls:
-        search()
-    return calls.call_count
+        return len(search().positions), calls.call_count
 
 
 if __name__ == "__main__":

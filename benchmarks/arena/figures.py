@@ -72,6 +72,11 @@ class Difference:
         return standard_error(self.each)
 
     @property
+    def in_errors(self) -> float | None:
+        """The mean in standard errors, None where there is none."""
+        return self.mean / self.error if self.error else None
+
+    @property
     def p(self) -> float | None:
         """Of a paired t-test, two-sided."""
         if len(self.each) < 2 or stdev(self.each) == 0:

@@ -139,15 +139,15 @@ def goal(race: Race, fraction: float = 0.1) -> str:
             at_equal_time(ours, found) or at_equal_steps(ours, short),
             at_equal_steps(ours, of[FRESH]),
         )
-        sure = [d.mean / d.error for d in both if d is not None and d.error]
-        if len(sure) == 2 and min(sure) > 2:
+        errors = [None if d is None else d.in_errors for d in both]
+        if outcome(*both) == WINS:
             ahead.append(task.about)
-        if sure and min(sure) < -1:
+        if any(number is not None and number < -1 for number in errors):
             behind.append(task.about)
         full = next((e for e in found if e.method == ALL and e.fraction == 1), None)
         left = "–" if full is None else f"{full.mean - short.mean:+.2f}"
-        errors = (f"{d.mean / d.error:+.1f}" if d is not None and d.error else "–" for d in both)
-        rows.append((task.about, f"`{method}`", *errors, left))
+        told = ("–" if number is None else f"{number:+.1f}" for number in errors)
+        rows.append((task.about, f"`{method}`", *told, left))
     heads = ("task", "recommended", f"− `{ALL}`, in standard errors", f"− `{FRESH}`, in those")
     missed = [*(["too few won"] if len(ahead) < 3 else []), *(["some lost"] if behind else [])]
     return (
