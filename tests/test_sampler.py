@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 from itertools import islice
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, TensorDataset
 
 from adaptive_subset import (
     AdaptiveSubsetSampler,
@@ -27,7 +28,7 @@ from adaptive_subset import (
     TaggedIndex,
     WeightedLoss,
 )
-from adaptive_subset.delivery.epoch import Order
+from adaptive_subset.delivery.epoch import Epoch, Order
 from tests import models
 
 N = 40
@@ -572,3 +573,16 @@ def test_indices_become_objects_a_stretch_at_a_time(
     assert len(made) == 50
     assert len(made.stretch(10)) == 5
     assert made.stretch(48) == [48, 49]
+
+
+def test_indices_are_gone_before_the_garbage_collector_looks_for_them() -> None:
+    """It comes when there are a thousand more, and looks at all of the program's at times."""
+    order, phases = Order(torch.arange(50_000), torch.ones(50_000)), []
+    gc.collect()
+    gc.callbacks.append(lambda phase, _: phases.append(phase))
+    try:
+        for _ in BatchSampler(Epoch(lambda: (0, order), lambda seconds: None), 128, True):
+            pass
+    finally:
+        gc.callbacks.pop()
+    assert phases.count("start") < 10

@@ -50,7 +50,7 @@ class TaggedDataset(Dataset[Any]):
         if callable(fetch := getattr(self.dataset, "__getitems__", None)):
             items = fetch(plain)
             if not _are_items(items, len(indices)):
-                return self._tagged_batch(items, indices)
+                return self._tagged_batch(items, indices, plain)
         else:
             items = [self.dataset[i] for i in plain]
         if self.target is None and set(map(type, indices)) == {TaggedIndex}:
@@ -78,7 +78,7 @@ class TaggedDataset(Dataset[Any]):
         key = target_key(item, self.target)
         return replaced(item, key, _target(field(item, key), key, index.weight, place))
 
-    def _tagged_batch(self, batch: Any, indices: list[Any]) -> Any:
+    def _tagged_batch(self, batch: Any, indices: list[Any], plain: list[int]) -> Any:
         """A batch that the dataset has collated by itself, with tags for its rows."""
         tagged = [index for index in indices if isinstance(index, TaggedIndex)]
         if not tagged:
@@ -92,9 +92,13 @@ class TaggedDataset(Dataset[Any]):
                 f"with as many rows, as there are indices, got {rows} rows for {len(indices)} "
                 f"indices, {len(tagged)} of them with weights."
             )
-        weights = torch.tensor([index.weight for index in tagged])
-        places = torch.tensor([int(index) % len(self) for index in tagged])
-        return replaced(batch, key, WeightedTarget(targets, weights, places))
+        # Through NumPy, which is quicker at lists of numbers.
+        weights = np.array([index.weight for index in tagged], np.float32)
+        places = np.array(plain, np.int64)
+        if min(plain) < 0:  # −1 would stand for no sample
+            places %= len(self)
+        tags = torch.from_numpy(weights), torch.from_numpy(places)
+        return replaced(batch, key, WeightedTarget(targets, *tags))
 
 
 def _are_items(fetched: Any, n: int) -> bool:

@@ -74,12 +74,15 @@ def in_order(
 class Order:
     """The indices of one process, which become Python objects a stretch at a time.
 
+    A short one, which is gone before the garbage collector takes its objects for long-lived ones:
+    from their number follows how often it walks over all of the program's.
+
     Args:
         indices: (k,) int64.
         weights: (k,) float32, None for indices without.
     """
 
-    STRETCH = 4096
+    STRETCH = 256
 
     def __init__(self, indices: Tensor, weights: Tensor | None) -> None:
         self._indices, self._weights = indices, weights
