@@ -75,8 +75,8 @@ ROWS = ("full-short", "full-short", "fresh-random", "order-dp", "borderline", "b
 
 @pytest.fixture(scope="module")
 def arena() -> Race:
-    results = Results(RESULTS / "arena.jsonl")
-    return Race(TASKS, METHODS, results.fractions(), results.seeds(), 5, results)
+    results, prices = (Results(RESULTS / f"{name}.jsonl") for name in ("arena", "arena-prices"))
+    return Race(TASKS, METHODS, results.fractions(), results.seeds(), 5, results, prices)
 
 
 def at_a_tenth(race: Race, task: str) -> dict[str, Entry]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from adaptive_subset.energy import EnergyError
-from benchmarks.arena import crew, data, networks
+from benchmarks.arena import crew, data, networks, price
 from benchmarks.arena import tasks as arena_tasks
 from benchmarks.arena.crew import Worker
 from benchmarks.arena.methods import Method, Plan
@@ -25,7 +25,7 @@ from benchmarks.arena.results import Cell, Results
 from benchmarks.arena.run import train
 from benchmarks.paper import __main__ as command
 from benchmarks.paper import presets, report
-from benchmarks.paper.experiment import Experiment
+from benchmarks.paper.experiment import STEPS, Experiment
 from benchmarks.paper.figures import STOPPED, Against, Entry, compared, entries
 from benchmarks.paper.presets import PRESETS, SMALL, Heat, Preset, variants, with_bf16
 from benchmarks.paper.verdicts import judged
@@ -41,7 +41,9 @@ def referenced(*_: Path) -> data.Data:
     return replace(blobs(), reference=blobs().validation)
 
 
-SHORT = replace(TINY, load=referenced, reference=True, rates=(presets.RATE,), points_full=8)
+SHORT = replace(
+    TINY, load=referenced, reference=True, rates=(presets.RATE,), points=10, points_full=8
+)
 
 
 def tiny() -> Preset:
@@ -52,7 +54,11 @@ def tiny() -> Preset:
 
 def experiment(path: Path) -> Experiment:
     preset = tiny()
-    return Experiment(preset, preset.heats, (0, 1), Results(path))
+    return Experiment(preset, preset.heats, (0, 1), *files(path))
+
+
+def files(path: Path) -> tuple[Results, Results]:
+    return Results(path), Results(path.with_name("prices.jsonl"))
 
 
 def line(seed: int, test: float, seconds: float, **more: Any) -> dict[str, Any]:
@@ -290,6 +296,36 @@ def test_gains_are_ratios_to_all_data_by_processor_time() -> None:
     assert entry("craig", [0.97], 10).energy_ratio is None
 
 
+def test_a_slow_machine_makes_no_method_dear() -> None:
+    """Where a step was timed beside one on all data, selections count in steps of their run."""
+    found = entry("gradmatch", [0.97, 0.96], 10)
+    slow = [{**each, "steps": 20} for each in entry("gradmatch", [0.97, 0.96], 30).lines]
+    found = replace(found, lines=slow, step=1.1)
+    # 100 s for 100 steps on all data; a quarter of a run selects, so 20 steps are three quarters.
+    assert found.seconds == pytest.approx(1.1 * 20 * 4 / 3)
+    assert replace(found, step=None).seconds == 30
+
+
+def test_a_step_is_timed_beside_one_on_all_data(quick: None, tmp_path: Path) -> None:
+    made = experiment(tmp_path / "paper.jsonl")
+    assert list(made.to_price()) == [("blobs", "random", 0.1)]
+    assert made.step_price("blobs", "cpu") is None
+    worker = Worker(lambda cell: (SHORT, STEPS[cell.method]), Path(), Path())
+    said: list[str] = []
+    price.run(made.tasks, STEPS, made.to_price(), made.prices, worker, said.append)
+    took = made.step_price("blobs", "cpu")
+    assert took is not None
+    assert 0.2 < took < 5
+    assert len(said) == 1
+    assert made.step_price("blobs", "H100") is None
+    go(made)
+    found = {e.method: e for e in entries(made, made.heats[0])}
+    assert found["gradmatch"].step == took
+    assert found[ALL].step == 1
+    price.run(made.tasks, STEPS, made.to_price(), made.prices, worker, said.append)
+    assert len(said) == 1
+
+
 def test_on_a_gpu_the_clock_on_the_wall_counts() -> None:
     found = entry("gradmatch", [0.97], 10)
     for each in (*found.lines, *found.full):
@@ -366,7 +402,7 @@ def test_smaller_networks_are_judged_beside_the_subset() -> None:
 
 def test_extended_training_stands_beside_all_data_of_the_usual_length(tmp_path: Path) -> None:
     preset = PRESETS["extended"]
-    made = Experiment(preset, preset.heats, (0,), Results(tmp_path / "paper.jsonl"))
+    made = Experiment(preset, preset.heats, (0,), *files(tmp_path / "paper.jsonl"))
     assert [(cell.task, cell.fraction) for cell in made.cells()] == [
         ("cifar100", 1.0),
         ("cifar100", 0.3),
@@ -382,7 +418,7 @@ def test_a_smaller_network_is_shown_beside_the_full_one(quick: None, tmp_path: P
         Heat("blobs, narrow", 1.0, (ALL,), "narrow", "blobs"),
     ]
     preset = replace(preset, tasks={**preset.tasks, "blobs, narrow": small}, heats=heats)
-    made = Experiment(preset, heats, (0,), Results(tmp_path / "paper.jsonl"))
+    made = Experiment(preset, heats, (0,), *files(tmp_path / "paper.jsonl"))
     assert [(c.task, c.method, c.fraction) for c in made.cells()] == [
         ("blobs", ALL, 1.0),
         ("blobs, narrow", ALL, 1.0),

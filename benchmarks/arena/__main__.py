@@ -9,6 +9,8 @@ or a tar file of these. Without one, torchvision downloads the set (the extra `e
 Every method runs with several learning rates, of which the best on a validation split of the
 training data counts, and for as many optimizer steps; then the best run with more seeds. Each
 finished run is one JSON line in OUT/arena.jsonl. Times are those of one thread.
+
+    python -m benchmarks.arena --data DIR --prices    # times them beside the short schedule
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import measure
-from benchmarks.arena import report
+from benchmarks.arena import price, report
 from benchmarks.arena.crew import Worker, arena
 from benchmarks.arena.methods import METHODS
 from benchmarks.arena.race import Race, run
@@ -30,7 +32,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "comparison.md"
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    results = Results(options.report or options.out / "arena.jsonl")
+    path = options.report or options.out / "arena.jsonl"
+    results, prices = Results(path), Results(path.with_stem(f"{path.stem}-prices"))
     race = Race(
         tasks={name: TASKS[name] for name in options.tasks},
         methods={name: METHODS[name] for name in options.methods},
@@ -38,11 +41,15 @@ def main(arguments: list[str] | None = None) -> None:
         seeds=options.seeds,
         finalists=options.finalists,
         results=results,
+        prices=prices,
     )
     if options.report is None:
         places = options.data, options.out / "cache", options.device, options.threads
         worker = Worker(arena, *places)
-        run(race, worker, worker.environment(options.processes), processes=options.processes)
+        if options.prices:
+            price.run(race.tasks, race.methods, race.several(), prices, worker)
+        else:
+            run(race, worker, worker.environment(options.processes), processes=options.processes)
     everything = replace(
         race,
         tasks=TASKS,
@@ -69,6 +76,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, default=1)
     add("--device", default="cpu")
     add("--processes", type=int, default=1, help="runs beside each other, each of so many threads")
+    add("--prices", action="store_true", help="train no further: time what ran with several seeds")
     add("--report", type=Path, metavar="JSONL", help="run nothing, report these results")
     add("--page", type=Path, default=PAGE, help="where the report goes (docs/comparison.md)")
     options = parser.parse_args(arguments)

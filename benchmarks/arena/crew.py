@@ -51,16 +51,20 @@ class Worker:
 
     def __call__(self, cell: Cell) -> tuple[Line, float]:
         """What a run measured, and the seconds that it took with all around it."""
-        torch.set_num_threads(self.threads)
         task, method = self.recipe(cell)
-        if self._loaded is None or self._loaded[0] != cell.task:
-            self._loaded = cell.task, task.load(self.source, self.cache)
+        data = self.load(cell.task, task)
         start = time.perf_counter()
         meter = None if self.metering is None else self.metering()
         device = torch.device(self.device)
-        made = task, method, cell.fraction, cell.rate, cell.seed
-        measured = train(*made, self._loaded[1], device, meter)
+        measured = train(task, method, cell.fraction, cell.rate, cell.seed, data, device, meter)
         return measured, time.perf_counter() - start
+
+    def load(self, name: str, task: Task) -> Data:
+        """The data of a task, for work on as many threads as it has."""
+        torch.set_num_threads(self.threads)
+        if self._loaded is None or self._loaded[0] != name:
+            self._loaded = name, task.load(self.source, self.cache)
+        return self._loaded[1]
 
     def environment(self, processes: int) -> Line:
         """What the runs are made on, and how many share it."""

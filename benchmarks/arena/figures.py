@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import isnan, log, nan
 from statistics import mean, stdev
 
-from benchmarks.arena.race import ALL, Race
-from benchmarks.arena.results import Line, best_rate
+from benchmarks.arena.race import ALL, Race, settings
+from benchmarks.arena.results import Line, best_rate, clock, price
 
 SAME = 0.03  # of the time: differences below it are not told from noise
 
@@ -22,9 +22,12 @@ class Entry:
         rate: the best of them on the validation samples.
         accuracy: on the test samples, in %, of each seed at that rate.
         steps, samples: that training really made.
-        seconds: of the fastest run, everything counted: other work can only make a run slower. NaN
-            where no run was made on the kind of machine that the task is for.
+        seconds: everything counted; NaN where no run was made on the kind of machine that the task
+            is for. Those of the short schedule are its steps at its fastest: other work can only
+            make a run slower.
         selecting: seconds of these for selection.
+        beside: whether seconds are the short schedule's times what the method took beside it, in
+            turns; else they are those of its fastest run, at whatever speed the machine had.
     """
 
     method: str
@@ -36,6 +39,7 @@ class Entry:
     samples: int
     seconds: float
     selecting: float
+    beside: bool = True
 
     @property
     def mean(self) -> float:
@@ -90,17 +94,6 @@ def standard_error(values: tuple[float, ...]) -> float | None:
     return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
 
 
-def seconds(line: Line) -> tuple[float, float]:
-    """What a run took in all, and for selections.
-
-    Processor time is what one thread would have taken on an idle machine; with several threads,
-    and beside a GPU, the wall's is the shorter.
-    """
-    if line["processor_seconds"] < line["seconds"]:
-        return line["processor_seconds"], line["selection_processor_seconds"]
-    return line["seconds"], line["selection_seconds"]
-
-
 def entries(race: Race, task: str) -> list[Entry]:
     """All methods at all budgets that have a run, in the order of the table of methods."""
     found = (_entry(race, task, m, f) for f in race.fractions for m in race.methods)
@@ -114,19 +107,44 @@ def _entry(race: Race, task: str, method: str, fraction: float) -> Entry | None:
         return None
     first = [line for line in lines if line["seed"] == race.seeds[0]]
     best = [line for line in lines if line["rate"] == rate]
-    own = [line for line in lines if at_home(race, line) and not line["diverged"]]
-    fastest = min(map(seconds, own), default=(nan, nan))
+    steps = best[0]["steps"]
+    took = _beside(race, task, method, fraction)
+    if took is None:
+        spent = min(map(clock, _own(race, lines)), default=(nan, nan))
+    else:
+        spent = tuple(step_seconds(race, task) * steps * share for share in took)
     return Entry(
         method,
         fraction,
         rates={r["rate"]: r["validation"] for r in sorted(first, key=lambda r: float(r["rate"]))},
         rate=rate,
         accuracy={r["seed"]: 100 * r["test"] for r in sorted(best, key=lambda r: int(r["seed"]))},
-        steps=best[0]["steps"],
+        steps=steps,
         samples=best[0]["samples"],
-        seconds=fastest[0],
-        selecting=fastest[1],
+        seconds=spent[0],
+        selecting=spent[1],
+        beside=took is not None,
     )
+
+
+def _beside(race: Race, task: str, method: str, fraction: float) -> tuple[float, float] | None:
+    """What a run and its selections took, for one second of the short schedule in turns with it."""
+    if method == ALL:
+        return 1.0, 0.0
+    known = settings(race.tasks[task], race.methods[method], fraction)
+    lines = race.prices.of(task, method, fraction, known)
+    return next(map(price, _own(race, lines)), None)
+
+
+def step_seconds(race: Race, task: str) -> float:
+    """Of a step of the short schedule in the fastest of its runs, NaN where there is none."""
+    lines = [line for f in race.fractions for line in race.runs(task, ALL, f)]
+    return min((clock(line)[0] / line["steps"] for line in _own(race, lines)), default=nan)
+
+
+def _own(race: Race, lines: Iterable[Line]) -> list[Line]:
+    """Those whose time counts."""
+    return [line for line in lines if at_home(race, line) and not line.get("diverged")]
 
 
 def at_home(race: Race, line: Line) -> bool:
@@ -144,8 +162,11 @@ def at_equal_time(entry: Entry, everything: list[Entry], baseline: str = ALL) ->
     """`entry` minus the baseline with as many seconds, between two of its budgets.
 
     The baseline's accuracy is interpolated in the logarithm of the time, seed by seed. It is that
-    of the cheapest budget where even that took longer, and None where no run took as long.
+    of the cheapest budget where even that took longer. None where no run took as long, or where
+    the two were not timed beside each other.
     """
+    if not entry.beside:
+        return None
     points = sorted(
         (e for e in everything if e.method == baseline and e.timed), key=lambda e: e.seconds
     )

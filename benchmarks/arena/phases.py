@@ -54,6 +54,15 @@ class Phases:
                 self._measuring.enter_context(self._meter.phase(phase))
             self._start = time.perf_counter(), time.process_time()
 
+    def spent(self) -> dict[str, float]:
+        """Seconds of all phases and of selection, on the wall and of the processor."""
+        return {
+            "seconds": sum(self.wall.values()),
+            "selection_seconds": self.wall[SELECTION],
+            "processor_seconds": sum(self.processor.values()),
+            "selection_processor_seconds": self.processor[SELECTION],
+        }
+
     def energy(self) -> dict[str, Any]:
         """Joules by phase and counter, and why other counters were not read."""
         if self._meter is None:

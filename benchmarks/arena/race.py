@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -42,6 +42,9 @@ class Race:
     learning rates, and with further rates as long as the best one is at the edge of those tried.
     Then the baselines and the best `finalists` run with the other seeds, at their best rates and
     those that are not told from them. Only these methods start at the other budgets.
+
+    Args:
+        prices: what methods took beside the short schedule; see `benchmarks.arena.price`.
     """
 
     tasks: Mapping[str, Task]
@@ -50,6 +53,7 @@ class Race:
     seeds: Sequence[int]
     finalists: int
     results: Results
+    prices: Results
 
     def missing(self) -> list[Cell]:
         """The cells to run next, of the first heat of each task that is not over."""
@@ -81,6 +85,13 @@ class Race:
         entrants = self.entrants(task, fraction)
         others = sorted((m for m in entrants if m not in BASELINES), key=score, reverse=True)
         return [m for m in entrants if m in BASELINES] + others[: self.finalists]
+
+    def several(self) -> Iterator[tuple[str, str, float]]:
+        """What has runs of several seeds, beside all data in full: task, method and budget."""
+        for task, method, fraction in itertools.product(self.tasks, self.methods, self.fractions):
+            seeds = {line["seed"] for line in self.runs(task, method, fraction)}
+            if len(seeds) > 1 and fraction < 1:
+                yield task, method, fraction
 
     def _screening(self, task: str, fraction: float) -> list[Cell]:
         cells = []
@@ -123,23 +134,23 @@ class Race:
         return [rate for rate in order if reached[rate] >= reached[order[0]] - NEAR]
 
 
-def settings(runs: Runs, task: str, method: str, fraction: float) -> Line:
+def settings(task: Task, method: Method, fraction: float) -> Line:
     """What a run depends on beside its learning rate and seed, as plain values."""
-    recipe = runs.tasks[task]
-    plan = Plan(recipe.epochs, fraction, recipe.batch_size)
-    return {"task": recipe.settings(), "method": runs.methods[method].settings(plan)}
+    plan = Plan(task.epochs, fraction, task.batch_size)
+    return {"task": task.settings(), "method": method.settings(plan)}
 
 
 def finished(runs: Runs, task: str, method: str, fraction: float) -> list[Line]:
     """Runs that are made, of all learning rates and seeds."""
-    return runs.results.of(task, method, fraction, settings(runs, task, method, fraction))
+    known = settings(runs.tasks[task], runs.methods[method], fraction)
+    return runs.results.of(task, method, fraction, known)
 
 
 def unfinished(runs: Runs, cells: Iterable[Cell]) -> list[Cell]:
     """Those of the cells that are to be made."""
 
     def done(cell: Cell) -> bool:
-        known = settings(runs, cell.task, cell.method, cell.fraction)
+        known = settings(runs.tasks[cell.task], runs.methods[cell.method], cell.fraction)
         return runs.results.find(cell, known) is not None
 
     return [cell for cell in cells if not done(cell)]
@@ -172,8 +183,8 @@ def run(
             for made in wait(flying, return_when=FIRST_COMPLETED).done:
                 cell, (measured, spent) = flying.pop(made), made.result()
                 known[cell.task, cell.method] = spent
-                known_settings = settings(race, cell.task, cell.method, cell.fraction)
-                race.results.add(cell, known_settings, {**measured, "environment": environment})
+                fixed = settings(race.tasks[cell.task], race.methods[cell.method], cell.fraction)
+                race.results.add(cell, fixed, {**measured, "environment": environment})
                 typical = sum(known.values()) / len(known)
                 rest = [other for other in cells if other != cell]
                 left = sum(known.get((c.task, c.method), typical) for c in rest) / processes

@@ -80,6 +80,21 @@ class Results:
         self._runs.setdefault(kind, {})[line["rate"], line["seed"]] = line
 
 
+def clock(line: Line) -> tuple[float, float]:
+    """Seconds of a run in all and for selections: of the wall on a GPU, else of the processor.
+
+    The processor's are those of one thread on an idle machine, where other work only adds waiting.
+    """
+    kind = "" if line["environment"]["device"] != "cpu" else "processor_"
+    return line[f"{kind}seconds"], line[f"selection_{kind}seconds"]
+
+
+def price(line: Line) -> tuple[float, float]:
+    """What a run took in all, and for selections, for a second of the run on all data."""
+    (whole, selecting), (plain, _) = clock(line), clock(line | line["beside"])
+    return whole / plain, selecting / plain
+
+
 def best_rate(lines: Iterable[Line]) -> float | None:
     """The learning rate with the best mean accuracy on the validation samples.
 

@@ -111,6 +111,69 @@ def _whole(batches: Batches) -> DataLoader[Any]:
     return DataLoader(batches, batch_size=1000, collate_fn=as_it_is)
 
 
+class Training:
+    """A run that goes on from step to step, as far as it is told to.
+
+    Args:
+        phases: what it takes counts there, as training or as selection.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        method: Method,
+        fraction: float,
+        rate: float,
+        seed: int,
+        data: Data,
+        phases: Phases,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.device = phases.device
+        self.model = task.network().to(self.device).to(memory_format=torch.channels_last)
+        self.step = 0
+        self._task, self._phases = task, phases
+        self._augmenting = torch.Generator().manual_seed(seed)
+        phases.enter(SELECTION)
+        self.epochs = Epochs(task, method, fraction, data, seed, self.device)
+        phases.enter(None)  # torch loads parts of itself with the first optimizer
+        self._optimizer, self._schedule = task.optimizer(self.model, rate, self.epochs.steps)
+        self._batches = self.epochs.batches(self.model, phases)
+
+    def advance(self, step: int) -> bool:
+        """Train up to that step; False if parameters are no longer finite, now or before."""
+        self.model.train()
+        self._phases.enter(TRAINING)
+        try:
+            while self.step < step:
+                self._take()
+        except ValueError:  # it cannot select for a broken model, and says so
+            if finite(self.model):
+                raise
+        finally:
+            self._phases.enter(None)
+        return finite(self.model)
+
+    def _take(self) -> None:
+        task, epochs, autocast = self._task, self.epochs, self._task.autocast(self.device)
+        with autocast:
+            x, y = next(self._batches)
+        x, y = x.to(self.device), y.to(self.device)
+        if task.augment is not None:
+            x = task.augment(x, self._augmenting)
+        with autocast:
+            if epochs.within is not None:
+                self._phases.enter(SELECTION)
+                x, y = epochs.kept(self.model, x, y, self.step)
+                self._phases.enter(TRAINING)
+            loss = epochs.criterion(self.model(x), y)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        self._schedule.step()
+        self.step += 1
+
+
 def train(
     task: Task,
     method: Method,
@@ -131,62 +194,26 @@ def train(
         zero.
     """
     with Phases(device, meter) as phases:
-        torch.manual_seed(seed)
-        model = task.network().to(device).to(memory_format=torch.channels_last)
-        augmenting = torch.Generator().manual_seed(seed)
+        training = Training(task, method, fraction, rate, seed, data, phases)
         validation, test = data.validation.to(device), data.test.to(device)
         curve: list[list[float]] = []
-        phases.enter(SELECTION)
-        epochs = Epochs(task, method, fraction, data, seed, device)
-        phases.enter(None)  # torch loads parts of itself with the first optimizer
-        optimizer, schedule = task.optimizer(model, rate, epochs.steps)
-        batches = epochs.batches(model, phases)
-        points = task.points if fraction < 1 else task.points_full
-        model.train()
-        step = 0
-        while step < epochs.steps:
-            try:
+        steps, points = training.epochs.steps, task.points if fraction < 1 else task.points_full
+        sound, apart = True, max(1, steps // points)
+        while sound and training.step < steps:
+            sound = training.advance(min(steps, training.step + apart))
+            if sound:
                 with task.autocast(device):
-                    x, y = next(batches)
-            except ValueError:  # it cannot select for a broken model, and says so
-                if finite(model):
-                    raise
-                break
-            x, y = x.to(device), y.to(device)
-            if task.augment is not None:
-                x = task.augment(x, augmenting)
-            with task.autocast(device):
-                if epochs.within is not None:
-                    phases.enter(SELECTION)
-                    x, y = epochs.kept(model, x, y, step)
-                    phases.enter(TRAINING)
-                loss = epochs.criterion(model(x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            step += 1
-            if step % max(1, epochs.steps // points) == 0 or step == epochs.steps:
-                phases.enter(None)
-                if not finite(model):
-                    break
-                with task.autocast(device):
-                    reached = [accuracy(model, samples, device) for samples in (validation, test)]
-                curve.append([sum(phases.wall.values()), step, *reached])
-                model.train()
-                phases.enter(TRAINING)
-        phases.enter(None)
-        diverged = not finite(model)
+                    reached = [
+                        accuracy(training.model, samples, device) for samples in (validation, test)
+                    ]
+                curve.append([sum(phases.wall.values()), training.step, *reached])
         return {
-            "steps": step,
-            "samples": step * task.batch_size,
-            "seconds": sum(phases.wall.values()),
-            "selection_seconds": phases.wall[SELECTION],
-            "processor_seconds": sum(phases.processor.values()),
-            "selection_processor_seconds": phases.processor[SELECTION],
-            "validation": 0.0 if diverged else curve[-1][2],
-            "test": 0.0 if diverged else curve[-1][3],
-            "diverged": diverged,
+            "steps": training.step,
+            "samples": training.step * task.batch_size,
+            **phases.spent(),
+            "validation": curve[-1][2] if sound else 0.0,
+            "test": curve[-1][3] if sound else 0.0,
+            "diverged": not sound,
             "curve": curve,
             **phases.energy(),
         }

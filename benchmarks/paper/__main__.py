@@ -9,6 +9,8 @@ tar file of these. Without one, torchvision downloads the set (the extra `exampl
 Everything trains with the paper's one learning rate; docs/comparison.md is where each method has
 its own best one. Each finished run is one JSON line in OUT/paper.jsonl, and is never repeated. With
 --processes several are made beside each other, on a large GPU or many cores.
+
+    python -m benchmarks.paper --preset mnist --data DIR --small --prices   # times a step of each
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ from pathlib import Path
 
 from adaptive_subset.energy import EnergyError, EnergyMeter
 from benchmarks import measure
+from benchmarks.arena import price
 from benchmarks.arena.crew import Worker
 from benchmarks.arena.race import run
 from benchmarks.arena.results import Line, Results
-from benchmarks.paper.experiment import Experiment
+from benchmarks.paper.experiment import STEPS, Experiment
 from benchmarks.paper.presets import PRESETS, SMALL, chosen, of_cell
 
 PAGE = Path(__file__).parents[2] / "docs" / "paper.md"
@@ -35,7 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.report:
         from benchmarks.paper import report
 
-        report.write(Results(options.report[0], options.report[1:]), options.page)
+        path = options.report[0]
+        report.write(Results(path, options.report[1:]), prices_beside(path), options.page)
         return
     preset = chosen(options.preset, options.small, options.bf16)
     heats = [
@@ -43,10 +47,15 @@ def main(arguments: list[str] | None = None) -> None:
         for heat in preset.heats
         if heat.fraction in (options.fractions or [heat.fraction])
     ]
-    results = Results(options.out / "paper.jsonl")
+    path = options.out / "paper.jsonl"
+    results = Results(path)
+    experiment = Experiment(preset, heats, options.seeds, results, prices_beside(path))
     recipe = partial(of_cell, options.preset, options.small, options.bf16)
     places = options.data, options.out / "cache", options.device, options.threads
     worker = Worker(recipe, *places)
+    if options.prices:
+        price.run(preset.tasks, STEPS, experiment.to_price(), experiment.prices, worker)
+        return
     environment = worker.environment(options.processes)
     check_same_device(results.lines(), environment["device"], options.out)
     if options.energy:
@@ -56,13 +65,12 @@ def main(arguments: list[str] | None = None) -> None:
         except EnergyError as error:
             environment["energy_missing"] = str(error)
             print(f"Energy is not measured: {error}.")
-    run(
-        Experiment(preset, heats, options.seeds, results),
-        worker,
-        environment,
-        lambda text: print(text, flush=True),
-        options.processes,
-    )
+    run(experiment, worker, environment, partial(print, flush=True), options.processes)
+
+
+def prices_beside(path: Path) -> Results:
+    """Those of the runs at `path`."""
+    return Results(path.with_stem(f"{path.stem}-prices"))
 
 
 def check_same_device(lines: Iterable[Line], device: str, out: Path) -> None:
@@ -94,6 +102,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--energy", action="store_true", help="measure joules; keep others off the machine")
     add("--threads", type=int, default=1)
     add("--device", default="cpu")
+    add("--prices", action="store_true", help="run nothing, time a step of each task")
     add("--report", type=Path, nargs="+", metavar="JSONL", help="run nothing, report these results")
     add("--page", type=Path, default=PAGE, help="where the report goes (docs/paper.md)")
     options = parser.parse_args(arguments)

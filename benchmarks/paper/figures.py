@@ -7,20 +7,11 @@ from dataclasses import dataclass
 from statistics import mean, median
 
 from benchmarks.arena.race import ALL
-from benchmarks.arena.results import Line
+from benchmarks.arena.results import Line, clock
 from benchmarks.paper.experiment import Experiment
 from benchmarks.paper.presets import Heat
 
 STOPPED = "all data, stopped at the same time"
-
-
-def cost(line: Line) -> tuple[float, float]:
-    """Seconds of a run in all and for selections: of the wall on a GPU, else of the processor.
-
-    The processor's are those of one thread on an idle machine, where other work only adds waiting.
-    """
-    kind = "" if line["environment"]["device"] != "cpu" else "processor_"
-    return line[f"{kind}seconds"], line[f"selection_{kind}seconds"]
 
 
 def joules(line: Line) -> float | None:
@@ -36,6 +27,7 @@ class Entry:
     Args:
         lines, full: runs in the order of their seeds.
         kind: how its task differs from that of `full`, if it does.
+        step: what a step takes for one of `full`, measured in turns with it; None if it was not.
     """
 
     task: str
@@ -44,6 +36,7 @@ class Entry:
     lines: Sequence[Line]
     full: Sequence[Line]
     kind: str = ""
+    step: float | None = None
 
     @property
     def name(self) -> str:
@@ -57,12 +50,20 @@ class Entry:
 
     @property
     def seconds(self) -> float:
-        return median(cost(line)[0] for line in self.lines)
+        """Of a run; as many as its steps would have taken beside `full`, where that is known.
+
+        Selections count in steps of the same run, since the speed of a machine changes from run to
+        run.
+        """
+        if self.step is None:
+            return median(clock(line)[0] for line in self.lines)
+        plain = median(clock(line)[0] / line["steps"] for line in self.full)
+        return plain * self.step * self.lines[0]["steps"] / (1 - self.selecting)
 
     @property
     def selecting(self) -> float:
         """The share of the seconds that selections take."""
-        return median(part / whole for whole, part in map(cost, self.lines))
+        return median(part / whole for whole, part in map(clock, self.lines))
 
     @property
     def lost(self) -> float:
@@ -78,7 +79,7 @@ class Entry:
 
     @property
     def speedup(self) -> float:
-        return median(cost(line)[0] for line in self.full) / self.seconds
+        return median(clock(line)[0] for line in self.full) / self.seconds
 
     @property
     def energy_ratio(self) -> float | None:
@@ -111,8 +112,18 @@ def entries(experiment: Experiment, heat: Heat) -> list[Entry]:
     for method in heat.methods:
         lines = experiment.runs(heat.task, method, heat.fraction)
         if {line["seed"] for line in lines} & {line["seed"] for line in full}:
-            found.append(Entry(heat.task, method, heat.fraction, lines, full, kind))
+            step = _step(experiment, heat, method, full[0]["environment"]["device"])
+            found.append(Entry(heat.task, method, heat.fraction, lines, full, kind, step))
     return found
+
+
+def _step(experiment: Experiment, heat: Heat, method: str, device: str) -> float | None:
+    """What a step of the method takes for one on all data; None where it is another network's."""
+    ours, theirs = (experiment.tasks[name] for name in (heat.task, heat.full))
+    if ours.network is not theirs.network or ours.batch_size != theirs.batch_size:
+        return None
+    price = experiment.step_price(heat.task, device)
+    return 1.0 if price is not None and method == ALL else price
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.paper.figures import Entry, cost
+from benchmarks.arena.race import ALL
+from benchmarks.paper.figures import Entry
 
 LEAST = 0.01  # % of relative error that the logarithmic axis shows; no loss at all is drawn there
 
@@ -50,13 +52,14 @@ def tradeoff(found: Sequence[Entry], title: str, path: Path, *, energy: bool = F
 def convergence(found: Sequence[Entry], title: str, path: Path) -> None:
     """Test accuracy against time, the mean over seeds, of all data and of each method."""
     with _figure(path, title, "seconds, selection included", "test accuracy (%)") as axes:
-        for name, lines in [("all data", found[0].full), *((e.name, e.lines) for e in found)]:
-            curves = [line["curve"] for line in lines if not line["diverged"]]
+        full = replace(found[0], lines=found[0].full, method=ALL, fraction=1.0, kind="", step=None)
+        for entry in (full, *found):
+            curves = [line["curve"] for line in entry.lines if not line["diverged"]]
             if not curves:
                 continue
-            scale = mean(cost(line)[0] / line["seconds"] for line in lines)
+            scale = entry.seconds / mean(line["seconds"] for line in entry.lines)
             points = list(zip(*curves, strict=False))
             seconds = [scale * mean(p[0] for p in point) for point in points]
             accuracy = [100 * mean(p[3] for p in point) for point in points]
-            axes.plot(seconds, accuracy, label=name.replace("`", ""))
+            axes.plot(seconds, accuracy, label=entry.name.replace("`", ""))
         axes.set_xscale("log")

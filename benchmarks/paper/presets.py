@@ -131,6 +131,7 @@ _MNIST = Task(
     rates=(RATE,),
     schedule="cosine",
     reference=True,
+    points=10,
     points_full=200,
 )
 _CIFAR10 = replace(

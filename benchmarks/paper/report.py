@@ -36,10 +36,13 @@ whether the paper's own comparisons are seen again.
   is in % of that. Accuracies are means ± the standard deviation over seeds.
 - Times hold training and selection but no evaluation: processor seconds of one thread on a CPU, the
   wall's on a GPU; medians over seeds. Where several processes shared a GPU, it is said. The CPU was
-  busy with other work too, which made a run up to nearly twice as long: its speed-ups are rough.
+  busy with other work too, which made a run up to nearly twice as long. So a step on a subset was
+  timed beside one on all data, an epoch of one after an epoch of the other, selections count in
+  steps of their own run, and seconds are those that so many steps on all data took.
 
 ```sh
 python -m benchmarks.paper --preset mnist --data DIR --small             # runs what is missing
+python -m benchmarks.paper --preset mnist --data DIR --small --prices    # times a step
 python -m benchmarks.paper --preset mnist --data DIR --device cuda --processes 4
 python -m benchmarks.paper --preset cifar10 --data DIR --device cuda --bf16 --energy
 python -m benchmarks.paper --report benchmarks/results/paper.jsonl       # writes this page
@@ -47,7 +50,7 @@ python -m benchmarks.paper --report benchmarks/results/paper.jsonl       # write
 """
 
 
-def write(results: Results, path: Path) -> None:
+def write(results: Results, prices: Results, path: Path) -> None:
     """The page at `path`, its plots beside it."""
     sections, idle = [HEAD], []
     ours: dict[str, list[Entry]] = {}
@@ -56,7 +59,7 @@ def write(results: Results, path: Path) -> None:
             for name, preset in presets.items():
                 made = with_bf16(preset) if precision else preset
                 label = "-".join(part for part in (name, size, precision) if part)
-                experiment = Experiment(made, made.heats, results.seeds(), results)
+                experiment = Experiment(made, made.heats, results.seeds(), results, prices)
                 if text := _section(label, experiment, path, ours):
                     sections.append(text)
                 elif not precision:
@@ -148,7 +151,8 @@ def table(some: Sequence[Entry]) -> str:
         stopped = entry.stopped(entry.speedup)
         common = [entry.accuracy[s] - stopped[s] for s in entry.accuracy if s in stopped]
         row = [entry.name, str(len(entry.lines)), spread(entry.accuracy)]
-        row += [f"{entry.lost:+.2f}", f"{entry.relative_error:.2f} %", f"{entry.seconds:.1f}"]
+        row += [f"{entry.lost:+.2f}", f"{entry.relative_error:.2f} %"]
+        row.append(f"{entry.seconds:.1f}" + (" ‡" if _untimed(entry) else ""))
         row += [f"{100 * entry.selecting:.0f} %", f"{entry.speedup:.1f} ×"]
         if measured:
             row.append("–" if ratio is None else f"{ratio:.1f} ×")
@@ -156,7 +160,15 @@ def table(some: Sequence[Entry]) -> str:
         if measured:
             row.append("–" if ratio is None else spread(entry.stopped(ratio)))
         rows.append(row)
-    return markdown(heads, rows)
+    untimed = any(map(_untimed, some))
+    note = (
+        "\n\n‡ of runs at other times than those on all data, and as rough as the machine's speed."
+    )
+    return markdown(heads, rows) + (note if untimed else "")
+
+
+def _untimed(entry: Entry) -> bool:
+    return entry.step is None and entry.lines[0]["environment"]["device"] == "cpu"
 
 
 def spread(accuracy: dict[int, float]) -> str:
