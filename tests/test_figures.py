@@ -11,7 +11,7 @@ import pytest
 from benchmarks import __main__ as everything
 from benchmarks import tables
 from benchmarks.arena import report
-from benchmarks.arena.figures import Entry, entries
+from benchmarks.arena.figures import Entry, at_equal_steps, entries
 from benchmarks.arena.methods import METHODS
 from benchmarks.arena.race import Race
 from benchmarks.arena.results import Results
@@ -70,6 +70,7 @@ def image_of(given: tuple[Any, ...]) -> Path:
 # ---- the comparison, where it is told elsewhere
 
 COLUMNS = ("fashion-mnist", "cifar10", "cifar10-noisy", "fashion-mnist-long-tail")
+GAINS = dict(zip(COLUMNS, ("order-dp", "order-dp", "borderline", "balanced"), strict=True))
 ROWS = ("full-short", "full-short", "fresh-random", "order-dp", "borderline", "balanced")
 
 
@@ -106,6 +107,12 @@ def test_what_the_page_of_strategies_tells_of_the_runs(arena: Race) -> None:
     assert f"{rates}, and at these both are about equal " in page
     assert f"({matched.mean:.2f} and {mean_one.mean:.2f} %, one seed)" in page
     assert matched.rate == pytest.approx(5 * mean_one.rate)
+    for task, method in GAINS.items():
+        of = at_a_tenth(arena, task)
+        both = report.mean_of(of["full-short"], of["fresh-random"])
+        gain = at_equal_steps(of[method], both)
+        assert gain is not None
+        assert f"{gain.mean:.2f} ± {gain.error:.2f}" in page
     tail = at_a_tenth(arena, "fashion-mnist-long-tail")
     lost = tail["full-short"].accuracy[0] - tail["gradmatch-reference"].mean
     assert "with 20 samples of each class it lost four points" in page
