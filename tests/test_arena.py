@@ -22,7 +22,7 @@ from benchmarks.arena import race as arena_race
 from benchmarks.arena.crew import Worker
 from benchmarks.arena.methods import METHODS, Method, Plan, RandomSizes
 from benchmarks.arena.race import Race, beyond_edge, run
-from benchmarks.arena.results import Cell, Results, best_rate
+from benchmarks.arena.results import Cell, Results, best_rate, prices_beside
 from benchmarks.arena.run import train
 from benchmarks.arena.tasks import Task, crop_and_flip
 
@@ -61,7 +61,7 @@ def race(path: Path, **changes: object) -> Race:
         seeds=(0, 1),
         finalists=1,
         results=Results(path),
-        prices=Results(path.with_name("prices.jsonl")),
+        prices=prices_beside(path),
     )
     return replace(made, **changes)  # type: ignore[arg-type]
 

@@ -14,7 +14,7 @@ from benchmarks.arena import report
 from benchmarks.arena.figures import Entry, at_equal_steps, entries
 from benchmarks.arena.methods import METHODS
 from benchmarks.arena.race import Race
-from benchmarks.arena.results import Results
+from benchmarks.arena.results import Results, prices_beside
 from benchmarks.arena.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +76,8 @@ ROWS = ("full-short", "full-short", "fresh-random", "order-dp", "borderline", "b
 
 @pytest.fixture(scope="module")
 def arena() -> Race:
-    results, prices = (Results(RESULTS / f"{name}.jsonl") for name in ("arena", "arena-prices"))
+    path = RESULTS / "arena.jsonl"
+    results, prices = Results(path), prices_beside(path)
     return Race(TASKS, METHODS, results.fractions(), results.seeds(), 5, results, prices)
 
 

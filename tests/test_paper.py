@@ -21,7 +21,7 @@ from benchmarks.arena.crew import Worker
 from benchmarks.arena.methods import Method, Plan
 from benchmarks.arena.phases import SELECTION, TRAINING, Phases
 from benchmarks.arena.race import ALL, run
-from benchmarks.arena.results import Cell, Results
+from benchmarks.arena.results import Cell, Results, prices_beside
 from benchmarks.arena.run import train
 from benchmarks.paper import __main__ as command
 from benchmarks.paper import presets, report
@@ -58,7 +58,7 @@ def experiment(path: Path) -> Experiment:
 
 
 def files(path: Path) -> tuple[Results, Results]:
-    return Results(path), Results(path.with_name("prices.jsonl"))
+    return Results(path), prices_beside(path)
 
 
 def line(seed: int, test: float, seconds: float, **more: Any) -> dict[str, Any]:

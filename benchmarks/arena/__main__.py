@@ -24,7 +24,7 @@ from benchmarks.arena import price, report
 from benchmarks.arena.crew import Worker, arena
 from benchmarks.arena.methods import METHODS
 from benchmarks.arena.race import Race, run
-from benchmarks.arena.results import Results
+from benchmarks.arena.results import Results, prices_beside
 from benchmarks.arena.tasks import TASKS
 
 PAGE = Path(__file__).parents[2] / "docs" / "comparison.md"
@@ -33,7 +33,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "comparison.md"
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     path = options.report or options.out / "arena.jsonl"
-    results, prices = Results(path), Results(path.with_stem(f"{path.stem}-prices"))
+    results, prices = Results(path), prices_beside(path)
     race = Race(
         tasks={name: TASKS[name] for name in options.tasks},
         methods={name: METHODS[name] for name in options.methods},

@@ -80,6 +80,11 @@ class Results:
         self._runs.setdefault(kind, {})[line["rate"], line["seed"]] = line
 
 
+def prices_beside(path: Path) -> Results:
+    """What was timed in turns (`benchmarks.arena.price`), kept beside the runs at `path`."""
+    return Results(path.with_stem(f"{path.stem}-prices"))
+
+
 def clock(line: Line) -> tuple[float, float]:
     """Seconds of a run in all and for selections: of the wall on a GPU, else of the processor.
 

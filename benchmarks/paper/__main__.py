@@ -26,7 +26,7 @@ from benchmarks import measure
 from benchmarks.arena import price
 from benchmarks.arena.crew import Worker
 from benchmarks.arena.race import run
-from benchmarks.arena.results import Line, Results
+from benchmarks.arena.results import Line, Results, prices_beside
 from benchmarks.paper.experiment import STEPS, Experiment
 from benchmarks.paper.presets import PRESETS, SMALL, chosen, of_cell
 
@@ -66,11 +66,6 @@ def main(arguments: list[str] | None = None) -> None:
             environment["energy_missing"] = str(error)
             print(f"Energy is not measured: {error}.")
     run(experiment, worker, environment, partial(print, flush=True), options.processes)
-
-
-def prices_beside(path: Path) -> Results:
-    """Those of the runs at `path`."""
-    return Results(path.with_stem(f"{path.stem}-prices"))
 
 
 def check_same_device(lines: Iterable[Line], device: str, out: Path) -> None:

@@ -58,7 +58,8 @@ class Entry:
         if self.step is None:
             return median(clock(line)[0] for line in self.lines)
         plain = median(clock(line)[0] / line["steps"] for line in self.full)
-        return plain * self.step * self.lines[0]["steps"] / (1 - self.selecting)
+        steps = max(line["steps"] for line in self.lines)  # fewer where one diverged
+        return plain * self.step * steps / (1 - self.selecting)
 
     @property
     def selecting(self) -> float:
