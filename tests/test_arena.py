@@ -22,7 +22,7 @@ from benchmarks.arena import race as arena_race
 from benchmarks.arena.crew import Worker
 from benchmarks.arena.methods import METHODS, Method, Plan, RandomSizes
 from benchmarks.arena.race import Race, beyond_edge, run
-from benchmarks.arena.results import Cell, Results, best_rate, prices_beside
+from benchmarks.arena.results import Cell, Results, best_rate, clock, prices_beside
 from benchmarks.arena.run import train
 from benchmarks.arena.tasks import Task, crop_and_flip
 
@@ -244,6 +244,7 @@ def test_the_cost_includes_selection() -> None:
     for kind in ("", "processor_"):
         assert measured[f"selection_{kind}seconds"] >= 4 * 0.05
         assert measured[f"{kind}seconds"] > measured[f"selection_{kind}seconds"]
+    assert clock(measured | {"environment": {"device": "cpu"}})[0] >= 4 * 0.05
 
 
 @pytest.mark.slow

@@ -44,6 +44,11 @@ class Entry:
         return f"{method}, {self.kind}" if self.kind else method
 
     @property
+    def whole(self) -> Entry:
+        """All data in full, beside itself."""
+        return Entry(self.task, ALL, 1.0, self.full, self.full)
+
+    @property
     def accuracy(self) -> dict[int, float]:
         """On the test set in %, by seed."""
         return {line["seed"]: 100 * line["test"] for line in self.lines}

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.arena.race import ALL
 from benchmarks.paper.figures import Entry
 
 LEAST = 0.01  # % of relative error that the logarithmic axis shows; no loss at all is drawn there
@@ -52,8 +50,7 @@ def tradeoff(found: Sequence[Entry], title: str, path: Path, *, energy: bool = F
 def convergence(found: Sequence[Entry], title: str, path: Path) -> None:
     """Test accuracy against time, the mean over seeds, of all data and of each method."""
     with _figure(path, title, "seconds, selection included", "test accuracy (%)") as axes:
-        full = replace(found[0], lines=found[0].full, method=ALL, fraction=1.0, kind="", step=None)
-        for entry in (full, *found):
+        for entry in (found[0].whole, *found):
             curves = [line["curve"] for line in entry.lines if not line["diverged"]]
             if not curves:
                 continue

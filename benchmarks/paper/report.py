@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from benchmarks.arena.race import ALL
 from benchmarks.arena.report import machines, markdown
 from benchmarks.arena.results import Results
 from benchmarks.paper import plot
@@ -142,9 +141,8 @@ def table(some: Sequence[Entry]) -> str:
     heads += ["speed-up", *(["energy ratio"] if measured else [])]
     heads += ["all data, stopped at this time", "− that"]
     heads += ["all data, stopped at this energy"] if measured else []
-    full = some[0].full
-    whole = Entry(some[0].task, ALL, 1.0, full, full)
-    rows = [["all data in full", str(len(full)), spread(whole.accuracy), "", ""]]
+    whole = some[0].whole
+    rows = [["all data in full", str(len(whole.lines)), spread(whole.accuracy), "", ""]]
     rows[0] += [f"{whole.seconds:.0f}", *[""] * (len(heads) - 6)]
     for entry in sorted(some, key=lambda e: e.lost):
         ratio = entry.energy_ratio
