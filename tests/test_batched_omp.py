@@ -209,3 +209,23 @@ def test_the_walk_towards_a_new_fit_ends_at_its_first_boundary(device: torch.dev
     pursuit.leaving[0] = False
     pursuit.old[0, 1:3] = torch.tensor([1.0, 2.0])
     assert walk(9, -1, -2) == (pytest.approx([0, 0, 0]), [False, True, True])
+
+
+@both_signs
+@pytest.mark.parametrize("seed", range(24, 44))
+def test_what_rounding_spoils_is_left_to_the_solver_for_one(
+    seed: int, nonnegative: bool, device: torch.device
+) -> None:
+    # Gradients of few ranks in float32 and a ridge near their rounding.
+    generator = torch.Generator().manual_seed(seed)
+
+    def product(columns: int) -> Tensor:
+        left = torch.randn(100, 1, generator=generator) ** 3
+        return left @ torch.randn(1, columns, generator=generator)
+
+    delta = product(3).softmax(1) - torch.eye(3)[torch.arange(100) % 3]
+    gradients = FactoredGradients([(delta, product(60))])
+    mean, target = float(gradients.squared_norms().mean()), gradients.sum()
+    problems = [on(device, (gradients, target, 90, s * mean)) for s in (1e-6, 1.5e-6, 3e-6)]
+    for found in omp_together(problems, device, nonnegative=nonnegative, room=ROOM):
+        assert found is None or found.residual < float(target @ target)

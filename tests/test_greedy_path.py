@@ -32,6 +32,19 @@ both_forms = pytest.mark.parametrize("form", ["primal", "dual"])
 both_signs = pytest.mark.parametrize("nonnegative", [True, False], ids=["nonnegative", "signed"])
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_weights_of_a_smaller_budget_are_exact_without_a_ridge(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    matrix = (rng.normal(size=(100, 3)) * np.exp(rng.normal(size=(100, 1)))).astype(np.float32)
+    atoms, target, path = DenseAtoms(matrix), matrix.sum(0), GreedyPath()
+    omp(atoms, target, 100, ridge=0.0, path=path, _form="primal")
+    for budget in (2, 3):
+        found = path.at(atoms, target, budget, 0.0)
+        expected = omp(atoms, target, budget, ridge=0.0, _form="primal")
+        np.testing.assert_array_equal(found.support, expected.support)
+        np.testing.assert_allclose(found.weights, expected.weights, rtol=1e-5)
+
+
 @both_forms
 @both_signs
 @settings(max_examples=15, deadline=None)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import orthogonal_mp_gram
 from torch import Tensor
 
-from adaptive_subset.strategies.solvers.atoms import DenseAtoms
+from adaptive_subset.gradients.factored import FactoredGradients
+from adaptive_subset.strategies.solvers.atoms import DenseAtoms, atoms_of
 from adaptive_subset.strategies.solvers.matching_pursuit import _make_feasible, omp
 from tests import reference
 
@@ -529,3 +530,26 @@ def test_arguments_out_of_range_are_named(changed: dict[str, object], message: s
     arguments = {"matrix": torch.ones(2, 3), "target": torch.ones(3), "budget": 1, "ridge": 0.1}
     with pytest.raises(ValueError, match=message):
         solve(**(arguments | changed))  # type: ignore[arg-type]
+
+
+@both_signs
+@pytest.mark.parametrize("seed", range(24, 44))
+def test_a_ridge_near_the_rounding_of_the_atoms_is_no_trouble(seed: int, nonnegative: bool) -> None:
+    # Gradients of few ranks in float32: what is left of an atom may round to below −λ.
+    generator = torch.Generator().manual_seed(seed)
+
+    def product(columns: int) -> Tensor:
+        left = torch.randn(100, 1, generator=generator) ** 3
+        return left @ torch.randn(1, columns, generator=generator)
+
+    delta = product(3).softmax(1) - torch.eye(3)[torch.arange(100) % 3]
+    gradients = FactoredGradients([(delta, product(60))])
+    mean, target = float(gradients.squared_norms().mean()), gradients.sum().numpy()
+    for share in (1e-6, 1.5e-6, 3e-6):
+        found = omp(
+            *(atoms_of(gradients), target, 90),
+            ridge=share * mean,
+            nonnegative=nonnegative,
+            _form="dual",
+        )
+        assert found.residual < float(target @ target)

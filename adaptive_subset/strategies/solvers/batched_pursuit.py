@@ -118,7 +118,7 @@ class _Pursuit:
                 self.c = torch.zeros(count, n, dtype=torch.float64, device=device)
             norms, b = gradients.squared_norms().double(), target.double()
             total, longest, energy = torch.stack([norms.sum(), norms.max(), b @ b]).tolist()
-            ridge = raised_ridge(asked, total / size, torch.finfo(dtype).eps)
+            ridge, margin = raised_ridge(asked, total / size, torch.finfo(dtype).eps)
             # s >= λ²/(λ + ‖a‖²) where an atom is dropped: `omp` starts again where it is too small.
             safe = not nonnegative or ridge * ridge >= 1e-9 * longest * (ridge + longest)
             self.taken.append(math.isfinite(total + energy) and safe)
@@ -129,7 +129,7 @@ class _Pursuit:
             energies.append(energy if self.taken[-1] else 0.0)
             ridges.append(ridge if self.taken[-1] and ridge else 1.0)
             leasts.append(least_correlation(longest, energy) if self.taken[-1] else math.inf)
-            noises.append(10.0 * (ridge > asked))
+            noises.append(margin)
 
         def column(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float64, device=device)[:, None]
@@ -230,7 +230,10 @@ class _Pursuit:
         return torch.maximum(held.amax(1, keepdim=True).mul_(self.noise), self.least)
 
     def _update(self, j: Tensor, sign: Tensor) -> Tensor:
-        """See `RidgeFit`: v = Paⱼ in its products with all atoms, s = λ ± aⱼ·v. Returns cⱼ/√s."""
+        """See `RidgeFit`: v = Paⱼ in its products with all atoms, s = λ ± aⱼ·v. Returns cⱼ/√s.
+
+        Where rounding makes s negative the problem ends, in numbers that are none, see `found`.
+        """
         used, signs = self.images[:, : self.stop], self.signs[:, : self.stop]
         here = j[:, :, None].expand(-1, self.stop, 1)
         past = torch.bmm(used.gather(2, here).mul_(signs).mT, used)[:, 0]
@@ -247,10 +250,11 @@ class _Pursuit:
         """Support, in the order of choice, weights, and drops of each problem that is solved."""
         place = self.order.masked_fill(~self.inside, self.ticks).argsort(1)
         weights = (self.c / self.ridge).gather(1, place)
-        counts = torch.cat([self.inside.sum(1, keepdim=True), (self.signs < 0).sum(1)], 1)
+        sizes, drops = self.inside.sum(1, keepdim=True), (self.signs < 0).sum(1)
+        counts = torch.cat([sizes, drops, self.c.isfinite().all(1, keepdim=True)], 1)
         return [
-            (place[i, :size], weights[i, :size], drops) if self.taken[i] else None
-            for i, (size, drops) in enumerate(counts.tolist())
+            (place[i, :size], weights[i, :size], drops) if self.taken[i] and finite else None
+            for i, (size, drops, finite) in enumerate(counts.tolist())
         ]
 
 

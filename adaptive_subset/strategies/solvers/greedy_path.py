@@ -62,7 +62,8 @@ class GreedyPath:
                 break
         chosen = self.order[np.array(support, dtype=np.int64)]
         if self.primal and support:  # the state is the residual
-            state = atoms.take(chosen).correlate(state.astype(atoms.dtype), len(chosen))
+            rows = np.stack([atoms.dense(int(index)) for index in chosen])
+            state = rows.astype(np.float64) @ state  # as the fit does: λ may be very small
         weights = (state / self.ridge).astype(atoms.dtype)
         rounded = weights.astype(np.float64)
         rest = target.astype(np.float64) - atoms.sum(rounded, chosen)

@@ -41,7 +41,8 @@ def omp(
     Deviations: weights are non-negative unless asked otherwise; the norm is squared; no atom is
     taken twice (under a ridge the correlation of a chosen one is λwᵢ, not 0). λ is raised to
     max(10⁻⁸, 8 machine epsilons) · mean ‖aᵢ‖² where it is smaller, so that λ = 0 means the limit;
-    correlations up to 10 λ max |w| then count as zero: those of S, λw, are the floor's own doing.
+    up to ten times that, correlations of at most 10 λ max |w| count as zero: those of S, λw, are of
+    the size of what rounding makes of others.
 
     Cost of an atom, float64 counted twice: 4d² and one `correlate` in the primal form, about nk
     and one `gram_column` in the dual one; the primal form is taken where 4d² <= nk, and then its
@@ -70,7 +71,7 @@ def omp(
     norms = _check(atoms, target, budget, ridge, tolerance)
     n, d, b = len(atoms), atoms.dim, target.astype(np.float64)
     budget, energy, mean = min(budget, n), float(b @ b), float(norms.sum()) / max(n, 1)
-    solved = raised_ridge(ridge, mean, float(np.finfo(atoms.dtype).eps))
+    solved, margin = raised_ridge(ridge, mean, float(np.finfo(atoms.dtype).eps))
     primal = _form == "primal" if _form else 4 * d * d <= n * budget
     order = np.arange(n)
     if primal:
@@ -87,7 +88,7 @@ def omp(
         if len(fit.support) == budget or before <= tolerance * energy:
             break
         best, correlation = fit.best(closed, nonnegative)
-        noise = 10 * solved * np.abs(fit.weights()).max(initial=0.0) if solved > ridge else 0.0
+        noise = margin * solved * np.abs(fit.weights()).max(initial=0.0) if margin else 0.0
         if not correlation > max(least, noise):
             break
         fit.add(best)
@@ -110,9 +111,14 @@ def omp(
     return OMPResult(support, weights, objective, residual, dropped)
 
 
-def raised_ridge(ridge: float, mean: float, eps: float) -> float:
-    """λ, or its floor: `mean` is that of ‖aᵢ‖², `eps` the machine epsilon of the atoms."""
-    return max(ridge, max(1e-8, 8 * eps) * mean)
+def raised_ridge(ridge: float, mean: float, eps: float) -> tuple[float, float]:
+    """λ, or its floor: `mean` is that of ‖aᵢ‖², `eps` the machine epsilon of the atoms.
+
+    With it the number of λ max |w| that a correlation must have more of, 0 where λ is large enough
+    for rounding not to matter.
+    """
+    floor = max(1e-8, 8 * eps) * mean
+    return max(ridge, floor), 10.0 * (ridge < 10 * floor)
 
 
 def least_correlation(longest: float, energy: float) -> float:

@@ -39,7 +39,8 @@ class RidgeFit(ABC):
     def add(self, index: int) -> None:
         self.support.append(index)
         image, overlap, correlation = self._image(index, len(self.support) - 1)
-        self._update(image, self.ridge + overlap, correlation, 1)
+        # Below zero by rounding only, that of a Gram column in float32 where λ is small.
+        self._update(image, self.ridge + max(overlap, 0.0), correlation, 1)
 
     def remove(self, index: int) -> None:
         """Downdate; where s is too small to divide by, add the others to an empty support."""
