@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -9,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive_subset.checks import check_state
+from adaptive_subset.checks import Described, check_state
 from adaptive_subset.distributed import Ranks, world
 
 _MOST = 1024  # batches whose tensors stay on the device
 
 
-class Memory(ABC):
+class Memory(Described, ABC):
     """A number that is kept of each sample beside its last loss, such as an average of them."""
 
     @abstractmethod
@@ -53,20 +54,77 @@ class LossRecord:
         self._kept = None if memory is None else self._values.clone()
         self._waiting: list[tuple[Tensor, Tensor]] = []  # batches, as they were noted
         self._noted: list[tuple[Tensor, Tensor]] = []  # those before them, on the CPU
+        self._last: tuple[weakref.ref[Tensor], Tensor] | None = None  # outputs, and whose they are
+        self._rows = self._mixed = 0  # entered since the last `check`, and those of no one sample
+        self._is_due = False
 
     def __len__(self) -> int:
         return len(self._values)
 
-    def note(self, indices: Tensor, losses: Tensor) -> None:
+    def note(self, indices: Tensor, losses: Tensor, outputs: Tensor | None = None) -> None:
         """Remember the `losses` (m,) of the samples at `indices` (m,) int64.
 
         What has no index (−1), such as a mixture of several samples, is no sample's own loss and
         is left out. Of a sample that occurs more than once in a batch, as with a row for each of
         its parts, the mean counts.
+
+        Args:
+            indices, losses: of a batch.
+            outputs: what the losses are computed from. One output belongs to one sample.
+
+        Raises:
+            RuntimeError: the same outputs were noted for other samples, as those of mixed inputs.
         """
+        if outputs is not None:
+            if self._last is not None and self._last[0]() is outputs:
+                known = self._last[1]
+                if known is not indices and not torch.equal(known, indices):
+                    raise RuntimeError(
+                        "`target` must be that of the samples that the outputs are of, where a "
+                        "strategy goes by their losses, got targets of other samples for the same "
+                        f"outputs: mixed inputs have no loss of one sample. {_INSTEAD}"
+                    )
+            self._last = weakref.ref(outputs), indices
         self._waiting.append((indices, losses.detach()))
         if len(self._waiting) == _MOST:
             self._fetch()
+
+    def expect(self) -> None:
+        """Say that an epoch is over, in which losses should have been noted."""
+        self._is_due = True
+
+    def check(self, strategy: str, *, is_held: bool) -> None:
+        """Make sure that a strategy has something to go by; where ranks `exchange`, after that.
+
+        Args:
+            strategy: its name.
+            is_held: whether a loss holds the record and can note what it computes.
+
+        Raises:
+            RuntimeError: no loss holds it, a whole epoch noted none, or most of what was noted
+                since the last time were losses of mixed samples.
+        """
+        rows, mixed, self._rows, self._mixed = self._rows, self._mixed, 0, 0
+        is_due, self._is_due = self._is_due, False
+        if mixed > rows / 2:
+            raise RuntimeError(
+                f"`target` must be that of a single sample for {strategy}, which goes by the loss "
+                f"of each, got mixtures, or targets without an index, in {mixed} of {rows} rows. "
+                f"{_INSTEAD}"
+            )
+        if not bool(self.values.isnan().all()):
+            return
+        if not is_held:
+            raise RuntimeError(
+                f"`selector` must learn the losses of training for {strategy}, and no WeightedLoss "
+                "was built with it. Wrap the training loss: WeightedLoss(criterion, selector)."
+            )
+        if is_due:
+            raise RuntimeError(
+                "`criterion` must be what the training step computes its loss with, since "
+                f"{strategy} goes by the losses of training, got an epoch in which the "
+                "WeightedLoss of the selector computed none. Train on what it returns."
+            )
 
     @property
     def values(self) -> Tensor:
@@ -106,11 +164,18 @@ class LossRecord:
 
     def _enter(self, indices: Tensor, losses: Tensor) -> None:
         known = indices >= 0
+        self._rows += len(known)
+        self._mixed += len(known) - int(known.sum())
+        # Not a number is what a diverged loss is, and would pass for one that nobody has seen.
+        losses = losses.masked_fill(losses.isnan(), torch.inf)
         indices, losses = _once_each(indices[known], losses[known])
         if self._memory is not None and self._kept is not None and len(indices):
             kept = self._memory.update(self._kept[indices], self._values[indices], losses)
             self._kept[indices] = kept
         self._values[indices] = losses
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_last": None}  # a weak reference cannot be pickled
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the losses, of what is kept beside them, and of what was not exchanged yet."""
@@ -154,9 +219,12 @@ class LossRecord:
         loaded = {name: state[name].detach().to("cpu", torch.float32, copy=True) for name in names}
         self._waiting.clear()
         self._noted = noted
+        self._rows = self._mixed = 0
+        self._is_due = False
         self._values, self._kept = loaded["values"], loaded.get("kept")
 
 
+_INSTEAD = "Leave out mixup and cutmix, or take FreshRandom() or GradMatchPB()."
 _NOTED = ("noted_sizes", "noted_indices", "noted_losses")
 
 

@@ -179,7 +179,7 @@ class Selector:
 
         Raises:
             RuntimeError: no criterion is known, no `WeightedLoss` notes losses for a strategy that
-                needs them, or a rank has ended.
+                needs them, or mostly those of mixed samples, or a rank has ended.
             ValueError: gradients are not finite; head or loss do not fit, see
                 `last_layer_gradients`.
         """
@@ -218,6 +218,11 @@ class Selector:
         selection = chosen()  # by all ranks; should they differ, that of rank 0 counts
         return ranks.first(lambda: selection)
 
+    def end_epoch(self) -> None:
+        """Say that an epoch was read to its end; `AdaptiveSubsetSampler` calls it."""
+        if self.losses is not None:
+            self.losses.expect()
+
     def exchange_losses(self) -> None:
         """Make the losses of training known to all ranks; all of them call it, at the same step.
 
@@ -229,14 +234,10 @@ class Selector:
 
     def _candidates(self, ranks: Ranks, model: nn.Module, epoch: int) -> tuple[Tensor, Candidates]:
         """What to choose from, and the indices in the dataset that its positions stand for."""
-        losses = None if self.losses is None else self.losses.values
-        kept = None if self.losses is None else self.losses.kept
-        if losses is not None and self._bound is None and bool(losses.isnan().all()):
-            raise RuntimeError(
-                f"`selector` must learn the losses of training for {type(self.strategy).__name__}, "
-                "got no loss that holds it. Wrap the training loss: "
-                "WeightedLoss(criterion, selector)."
-            )
+        losses = kept = None
+        if self.losses is not None:
+            self.losses.check(type(self.strategy).__name__, is_held=self._bound is not None)
+            losses, kept = self.losses.values, self.losses.kept
         if not self.strategy.needs_gradients:
             everything = Candidates(len(self), losses=losses, kept=kept, groups=self.pool.groups)
             return torch.arange(len(self)), everything

@@ -33,6 +33,7 @@ from tests import models
 
 N = 40
 # Epochs of a few samples take less time than a selection may.
+read_often = pytest.mark.filterwarnings("ignore:the subset of epoch")
 nothing_is_saved = pytest.mark.filterwarnings("ignore:selections have taken")
 
 
@@ -146,6 +147,19 @@ def test_set_epoch_never_overrules_maybe_reselect(other: int) -> None:
     assert len(list(sampler)) == 10
 
 
+def test_an_epoch_that_is_trained_on_again_and_again_is_reported() -> None:
+    sampler = make()
+    sampler.maybe_reselect(model(), 0)
+    for _ in range(2):  # one may train and one evaluate
+        list(sampler)
+    with pytest.warns(UserWarning, match="the subset of epoch 0 is read for the third time"):
+        list(sampler)
+    list(sampler)  # said once
+    sampler.maybe_reselect(model(), 1)
+    for _ in range(2):
+        list(sampler)
+
+
 def test_an_epoch_begins_with_its_first_index() -> None:
     """Lightning makes the iterator before its hooks run."""
     sampler, net = make(every=1), model()
@@ -155,6 +169,7 @@ def test_an_epoch_begins_with_its_first_index() -> None:
     assert sorted(early) == sorted(selection.indices.tolist())
 
 
+@read_often
 def test_the_order_is_a_pure_function_of_seed_epoch_and_selection() -> None:
     first, second, other = make(every=4), make(every=4), make(every=4, seed=1)
     net = model()
@@ -398,6 +413,7 @@ def test_state_of_another_configuration_is_refused() -> None:
         make(fraction=0.5).load_state_dict(state)
 
 
+@read_often
 def test_an_epoch_resumes_in_the_middle() -> None:
     sampler = make()
     sampler.maybe_reselect(model(), 0)

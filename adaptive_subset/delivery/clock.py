@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from typing import Any
 
 from adaptive_subset.checks import natural
 from adaptive_subset.delivery.epoch import Epoch
+
+_MANY = 3  # passes over one epoch, of which one trains and one may evaluate
 
 
 class Clock:
@@ -22,6 +25,7 @@ class Clock:
         self._asked: int | None = None
         self._knows_past = False  # a state was loaded, or an epoch was begun
         self._latest: weakref.ref[Epoch] | None = None
+        self._passes = 0, 0  # an epoch, and how often it was begun
 
     def set(self, epoch: int) -> None:
         """What `set_epoch` or a state says."""
@@ -39,6 +43,22 @@ class Clock:
                 "from set_epoch or a state that was loaded since. Call maybe_reselect(model, "
                 "epoch) for every epoch, after loading a state too, and pass the same epoch to a "
                 "loader that counts by itself: loader.set_epoch(epoch)."
+            )
+
+    def begin(self) -> None:
+        """Say that the first index of the epoch was asked for; warn where it was thrice.
+
+        Twice it may be: to train, and to see what was learned.
+        """
+        self.knows_past()
+        epoch, times = self._passes
+        self._passes = self.epoch, times + 1 if epoch == self.epoch else 1
+        if self._passes[1] == _MANY:
+            warnings.warn(
+                f"the subset of epoch {self.epoch} is read for the third time, in the same order. "
+                "Call sampler.maybe_reselect(model, epoch) at the start of every epoch, or it "
+                "stays the same for the whole run.",
+                stacklevel=2,
             )
 
     def knows_past(self) -> None:

@@ -180,10 +180,9 @@ class AdaptiveSubsetSampler(Sampler[int]):
         return selection
 
     def _question(self, epoch: int) -> dict[str, Any]:
-        epoch = natural("epoch", epoch)
         self._sharding.check_losses(self.selector.strategy)
         return {
-            "epoch": epoch,
+            "epoch": natural("epoch", epoch),
             "selection": None if self.selection is None else self.selection.fingerprint(),
             "num_replicas": self.num_replicas,
             "rank": self.rank,
@@ -211,11 +210,12 @@ class AdaptiveSubsetSampler(Sampler[int]):
     def _begin(self) -> tuple[int, Order]:
         self._clock.check()
         order = self._order()
-        self._clock.knows_past()
+        self._clock.begin()
         return self.epoch, order
 
     def _finish(self, seconds: float) -> None:
         self._history.train_seconds += seconds
+        self.selector.end_epoch()
 
     def _order(self) -> Order:
         """The indices of this rank in this epoch, each with its weight."""

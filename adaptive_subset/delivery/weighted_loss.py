@@ -164,7 +164,7 @@ class WeightedLoss(nn.Module):
             )
         loss, losses = weighted_loss(self.criterion, weights, *args, **kwargs)
         if self._record is not None and loss.requires_grad:
-            self._record.note(indices, losses)
+            self._record.note(indices, losses, rows)
         return loss
 
     def _by_position(

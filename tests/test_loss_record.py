@@ -1,0 +1,124 @@
+"""What goes by the losses of training is told them, or somebody hears of it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from adaptive_subset import AdaptiveSubsetSampler, OrderDP, Selector, WeightedLoss
+from adaptive_subset.loss_record import LossRecord
+from tests import models
+
+N = 40
+Step = Callable[[WeightedLoss, Tensor, Tensor, nn.Module], Tensor]
+
+
+def train(step: Step, epochs: int = 2) -> Selector:
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(N, 6), torch.arange(N) % 4)
+    selector = Selector(data, OrderDP(), fraction=0.5)
+    sampler = AdaptiveSubsetSampler(selector)
+    loader = DataLoader(sampler.dataset, 5, sampler=sampler)
+    criterion, net = WeightedLoss(nn.CrossEntropyLoss(), selector), models.mlp()
+    for epoch in range(epochs):
+        sampler.maybe_reselect(net, epoch)
+        for x, y in loader:
+            step(criterion, x, y, net).backward()
+    return selector
+
+
+def usual(criterion: WeightedLoss, x: Tensor, y: Tensor, net: nn.Module) -> Tensor:
+    loss: Tensor = criterion(net(x), y)
+    return loss
+
+
+def bare(criterion: WeightedLoss, x: Tensor, y: Any, net: nn.Module) -> Tensor:
+    return F.cross_entropy(net(x), y.plain())
+
+
+def mixed_targets(criterion: WeightedLoss, x: Tensor, y: Tensor, net: nn.Module) -> Tensor:
+    turned = torch.arange(len(x)).roll(1)
+    hot = F.one_hot(y, 4).float()
+    x, hot = 0.7 * x + 0.3 * x[turned], 0.7 * hot + 0.3 * hot[turned]
+    loss: Tensor = criterion(net(x), hot)
+    return loss
+
+
+def mixed_losses(criterion: WeightedLoss, x: Tensor, y: Tensor, net: nn.Module) -> Tensor:
+    turned = torch.arange(len(x)).roll(1)
+    output = net(0.7 * x + 0.3 * x[turned])
+    loss: Tensor = 0.7 * criterion(output, y) + 0.3 * criterion(output, y[turned])
+    return loss
+
+
+def test_losses_are_learned() -> None:
+    assert int((~train(usual).losses.values.isnan()).sum()) >= N // 2  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (bare, r"`criterion` must be what the training step computes its loss with, since OrderDP"),
+        (mixed_targets, r"`target` must be that of a single sample for OrderDP.* in 20 of 20 rows"),
+        (mixed_losses, r"`target` must be that of the samples that the outputs are of"),
+    ],
+)
+def test_a_strategy_that_would_go_by_other_losses_raises(step: Step, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        train(step)
+
+
+def test_a_few_mixtures_are_left_out() -> None:
+    def some(criterion: WeightedLoss, x: Tensor, y: Tensor, net: nn.Module) -> Tensor:
+        batches.append(len(x))
+        return (mixed_targets if len(batches) % 4 == 0 else usual)(criterion, x, y, net)
+
+    batches: list[int] = []
+    known = ~train(some, epochs=1).losses.values.isnan()  # type: ignore[union-attr]
+    assert int(known.sum()) == 15  # of four batches of five one is mixed
+
+
+def test_an_output_may_have_several_losses_of_its_own_samples() -> None:
+    def twice(criterion: WeightedLoss, x: Tensor, y: Tensor, net: nn.Module) -> Tensor:
+        output = net(x)
+        loss: Tensor = criterion(output, y) + criterion(output, y[:])
+        return loss
+
+    assert torch.equal(*(train(step).losses.values.isnan() for step in (usual, twice)))  # type: ignore[union-attr]
+
+
+def test_a_pass_over_the_data_that_trains_nothing_is_allowed_before_the_first_epoch() -> None:
+    data = TensorDataset(torch.randn(N, 6), torch.arange(N) % 4)
+    selector = Selector(data, OrderDP(), fraction=0.5)
+    sampler = AdaptiveSubsetSampler(selector)
+    criterion, net = WeightedLoss(nn.CrossEntropyLoss(), selector), models.mlp()
+    loader = DataLoader(sampler.dataset, 5, sampler=sampler)
+    sampler.maybe_reselect(net, 0)
+    assert len(list(loader)) == 4
+    for x, y in loader:
+        criterion(net(x), y).backward()
+    assert sampler.maybe_reselect(net, 1) is not None
+
+
+def test_a_loss_that_is_no_number_is_one_that_has_diverged() -> None:
+    def diverging(criterion: WeightedLoss, x: Tensor, y: Tensor, net: nn.Module) -> Tensor:
+        return usual(criterion, x * torch.nan, y, net)
+
+    with pytest.raises(ValueError, match="`losses` must be finite, got infinity: training has"):
+        train(diverging)
+
+
+def test_a_record_can_be_copied_in_the_middle_of_a_step() -> None:
+    record = LossRecord(3)
+    output = torch.zeros(2, 4)
+    record.note(torch.tensor([0, 2]), torch.tensor([1.0, 2.0]), output)
+    for other in (copy.deepcopy(record), pickle.loads(pickle.dumps(record))):
+        torch.testing.assert_close(other.values, record.values, equal_nan=True)
