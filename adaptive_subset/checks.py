@@ -17,6 +17,18 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+class Described:
+    """Something that its attributes tell from others of its kind, as a dataclass is written.
+
+    So what is no dataclass, too, is written alike in every process and run. Attributes that begin
+    with an underscore, such as what is remembered between calls, are left out.
+    """
+
+    def __repr__(self) -> str:
+        told = (f"{name}={value!r}" for name, value in vars(self).items() if name[0] != "_")
+        return f"{type(self).__qualname__}({', '.join(told)})"
+
+
 def whole(name: str, value: Any) -> int:
     """`value` as an int: ints, also NumPy's and those in a tensor of one element.
 

@@ -400,6 +400,36 @@ def test_a_strategy_that_breaks_the_contract_is_named(choice: Choice, message: s
         make(Wrong(choice)).select(models.mlp(), 0)
 
 
+class Plain(Strategy):
+    """No dataclass: `choice` is what it returns."""
+
+    def __init__(self, choice: Any = None) -> None:
+        self.choice = choice
+        self._calls = object()
+
+    def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Any:
+        return self.choice
+
+
+def test_a_strategy_that_is_no_dataclass_is_known_by_its_attributes() -> None:
+    first, second, other = (make(Plain(n)) for n in (1, 1, 2))
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match=r"`state` must come from.*Plain\(choice=1\)"):
+        other.load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (([0, 1], [1.0, 1.0]), r"`strategy` must return a Choice, got a tuple from Plain"),
+        (Choice([0, 1], torch.ones(2)), "`strategy` must choose by tensors, got a list"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_a_strategy_returns_is_a_choice_of_tensors(choice: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        make(Plain(choice)).select(models.mlp(), 0)
+
+
 def test_the_result_does_not_depend_on_batch_size_or_workers() -> None:
     torch.manual_seed(0)
     model = models.mlp()

@@ -261,6 +261,45 @@ def test_targets_that_are_no_numbers_are_named(target: Any, error: Any, message:
         )
 
 
+class Ragged(Dataset[Any]):
+    """Sequences of several lengths."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.ones(1 + index % 3), index % 4
+
+
+def test_items_that_make_no_batch_are_those_of_the_pool() -> None:
+    with pytest.raises(ValueError, match=r"`pool` must hold items that torch can put into batches"):
+        GradientSource(Ragged()).read(models.mlp(), nn.CrossEntropyLoss())
+
+
+@pytest.mark.parametrize("losses", [False, True])
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"input": torch.ones(6), "id": 3, "label": 1}, r"0 by position and \['id', 'input'\]"),
+        ((torch.ones(6), 1, 7), "2 by position"),
+    ],
+)
+def test_what_the_model_does_not_take_is_named(item: Any, message: str, losses: bool) -> None:
+    target = None if isinstance(item, dict) else 1
+    source = GradientSource([item] * 4, target=target)
+    with pytest.raises(TypeError, match=f"`model` must take all that an item.*{message}"):
+        (source.losses if losses else source.read)(models.mlp(), nn.CrossEntropyLoss())
+
+
+def test_an_error_of_the_model_s_own_is_left_as_it_is() -> None:
+    class Broken(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x + None)  # type: ignore[operator]
+
+    with pytest.raises(TypeError, match="unsupported operand"):
+        GradientSource([(torch.ones(6), 1)] * 4).read(Broken(6, 4), nn.CrossEntropyLoss())
+
+
 def test_targets_may_be_arrays_or_lists_of_numbers() -> None:
     model, loss = models.mlp(), nn.CrossEntropyLoss()
     expected = dense(last_layer_gradients(model, [(X, Y)], loss)[0])

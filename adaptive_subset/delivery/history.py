@@ -35,8 +35,9 @@ class History:
             self._warned = True
             warnings.warn(
                 f"selections have taken {spent:.3g} s so far, more than the {saved:.3g} s that the "
-                f"smaller epochs saved. Select less often (every={every}), speed up the pass "
-                "over the pool (batch_size=, num_workers=) or choose a strategy without gradients.",
+                f"smaller epochs saved. Select less often (every is {every} now), speed up the "
+                "pass over the pool (batch_size=, num_workers=) or choose a strategy without "
+                "gradients.",
                 stacklevel=3,
             )
 

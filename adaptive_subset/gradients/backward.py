@@ -16,6 +16,7 @@ from adaptive_subset.gradients.head_checks import by_position, check_rows, weigh
 from adaptive_subset.gradients.head_recorder import HeadRecorder
 from adaptive_subset.gradients.loss_batch import widened
 from adaptive_subset.gradients.model_io import (
+    check_arguments,
     check_one_row_each,
     copied_to,
     logits_of,
@@ -94,9 +95,13 @@ class Backward:
 
     def _forward(self, parameters: dict[str, Tensor] | None, args: Any, kwargs: Any) -> Tensor:
         args, kwargs = to_model((args, kwargs), self._place, copies=self._copies)
-        if parameters is None:
-            return logits_of(self._model(*args, **kwargs))
-        return logits_of(torch.func.functional_call(self._model, parameters, args, kwargs))
+        try:
+            if parameters is None:
+                return logits_of(self._model(*args, **kwargs))
+            return logits_of(torch.func.functional_call(self._model, parameters, args, kwargs))
+        except TypeError:
+            check_arguments(self._model, args, kwargs)
+            raise
 
     def __call__(self, args: Any, kwargs: Any, y: Tensor) -> tuple[Any, ...]:
         self.recorder.clear()

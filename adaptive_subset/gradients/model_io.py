@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def targets_of(y: Any, name: str) -> Tensor:
@@ -68,6 +69,23 @@ def to_model(inputs: Any, place: Tensor, *, copies: bool = True) -> Any:
         return copied_to(place.device, tensor, dtype)
 
     return _mapped(inputs, moved)
+
+
+def check_arguments(model: nn.Module, args: Any, kwargs: Any) -> None:
+    """Raise a TypeError where an item holds other things than the model takes.
+
+    For a call that has failed: hooks before it may change what a model is called with.
+    """
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except ValueError:  # no signature can be told
+        return
+    except TypeError as error:
+        raise TypeError(
+            "`model` must take all that an item of the pool holds beside its target, fields of a "
+            f"dict or an object by name, got {len(args)} by position and {sorted(kwargs)} by name "
+            f"({error}). Pass a pool of items that hold what it takes: Selector(..., pool=...)."
+        ) from None
 
 
 def logits_of(output: Any) -> Tensor:

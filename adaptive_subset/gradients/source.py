@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -16,6 +17,7 @@ from torch.utils.data import (
     Dataset,
     IterableDataset,
     Subset,
+    default_collate,
 )
 
 from adaptive_subset.checks import whole
@@ -257,6 +259,7 @@ class GradientSource:
             cast("Dataset[Any]", pool),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
+            collate_fn=partial(_collated, name=self.name),
             pin_memory=is_on_gpu(model) and not self._is_on_gpu(pool),
             # Else the loader draws its workers' seeds from the global generator.
             generator=seeded(0, 0, Purpose.WORKERS),
@@ -282,3 +285,14 @@ class GradientSource:
             ) from None
         bar: Iterator[Any] = tqdm(batches, desc="gradients", leave=False, unit="batch")
         return bar
+
+
+def _collated(items: list[Any], name: str) -> Any:
+    try:
+        return default_collate(items)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"`{name}` must hold items that torch can put into batches, got {error}. Pass a loader "
+            "that puts them together as training does, in the order of the dataset: "
+            "Selector(..., pool=DataLoader(dataset, batch_size=..., collate_fn=...))."
+        ) from error

@@ -75,7 +75,8 @@ def torch_losses(
         raise ValueError(
             f"`target` must have the shape of the outputs, {tuple(output.shape)}, got "
             f"{tuple(target.shape)}: broadcasting would compare outputs with the targets of other "
-            "samples. Use target.unsqueeze(1) or output.squeeze(1)."
+            "samples. Use target.unsqueeze(1) or output.squeeze(1), for a selection in the dataset "
+            "or the criterion: its pass goes by the targets as the dataset has them."
         )
     if reduction not in ("mean", "sum", "none", "batchmean"):
         return None  # torch says what is wrong

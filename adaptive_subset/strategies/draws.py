@@ -10,14 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from adaptive_subset.checks import check_fields
+from adaptive_subset.checks import Described, check_fields
 from adaptive_subset.randomness import resample
 from adaptive_subset.strategies.candidates import Choice
 from adaptive_subset.strategies.sizes import check_epochs
 from adaptive_subset.strategies.solvers.k_means import group_edges
 
 
-class Draw(ABC):
+class Draw(Described, ABC):
     """From scores to a weighted choice.
 
     Attributes:

@@ -9,12 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adaptive_subset.checks import check_fields, check_one_each, digest, shown
+from adaptive_subset.checks import Described, check_fields, check_one_each, digest, shown
 from adaptive_subset.loss_record import Memory
 from adaptive_subset.strategies.candidates import Candidates
 
 
-class Score(ABC):
+class Score(Described, ABC):
     """A number for each candidate, the larger the more it has to teach.
 
     A score that needs more than the last loss is a `Memory` too: its `update` says which number is

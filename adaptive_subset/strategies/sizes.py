@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from adaptive_subset.checks import check_fields
+from adaptive_subset.checks import Described, check_fields
 
 
-class Size(ABC):
+class Size(Described, ABC):
     """How many of n samples an epoch trains on.
 
     Attributes:

@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import torch
 
-from adaptive_subset.checks import check_fields
+from adaptive_subset.checks import Described, check_fields, shown
 from adaptive_subset.loss_record import Memory
 from adaptive_subset.precision import full_precision
 from adaptive_subset.strategies.candidates import Candidates, Choice, Opened
 
 
-class Strategy(ABC):
+class Strategy(Described, ABC):
     """Base of all strategies; a frozen dataclass with a `select` is the usual form.
 
     What it is for and what it needs is said here, once; samplers, flags and examples read it.
@@ -60,13 +60,14 @@ class Strategy(ABC):
         A strategy that sizes itself chooses at least one and at most `budget`, which is n.
         """
 
-    def check_memory(self, n: int, dim: int, budget: int) -> None:  # noqa: B027
+    def check_memory(self, n: int, dim: int, budget: int) -> None:
         """Raise a ValueError where choosing `budget` of n gradients of length `dim` cannot fit."""
 
     def choose(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """`select`, with its choice checked.
 
         Raises:
+            TypeError: `select` returned no `Choice` of tensors.
             ValueError: the choice is not what `select` promises.
         """
 
@@ -76,11 +77,20 @@ class Strategy(ABC):
         with full_precision(candidates.device):
             whole = {0: lambda: candidates}
             (choice,) = select(whole) if self.spreads else candidates.solved(None, select)
+        if not isinstance(choice, Choice):
+            raise TypeError(f"`strategy` must return a Choice, got {shown(choice)} from {self!r}.")
         positions, weights, n = choice.positions, choice.weights, candidates.n
+        if any(not isinstance(part, torch.Tensor) for part in (positions, weights)):
+            raise TypeError(
+                f"`strategy` must choose by tensors, got {shown(positions)} as positions and "
+                f"{shown(weights)} as weights from {self!r}. Convert them with torch.as_tensor."
+            )
         size = len(positions) if self.sizes_itself else budget
         problem = None
         if positions.shape != (size,) or weights.shape != (size,) or not 1 <= size <= budget:
             problem = f"positions {tuple(positions.shape)} and weights {tuple(weights.shape)}"
+        elif positions.dtype != torch.int64:
+            problem = f"positions of {positions.dtype} where int64 is expected"
         elif int(positions.min()) < 0 or int(positions.max()) >= n:
             problem = f"positions from {int(positions.min())} to {int(positions.max())}"
         elif not self.repeats and (twice := size - len(torch.unique(positions))):
