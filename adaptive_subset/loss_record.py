@@ -166,6 +166,12 @@ class LossRecord:
         known = indices >= 0
         self._rows += len(known)
         self._mixed += len(known) - int(known.sum())
+        if bool((indices >= len(self)).any()):
+            raise ValueError(
+                f"`target` must be that of one of the {len(self)} samples of the selector's "
+                f"dataset, got that of sample {int(indices.max())}. Give each sampler a selector "
+                "and a WeightedLoss of its own."
+            )
         # Not a number is what a diverged loss is, and would pass for one that nobody has seen.
         losses = losses.masked_fill(losses.isnan(), torch.inf)
         indices, losses = _once_each(indices[known], losses[known])

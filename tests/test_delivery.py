@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import random
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torch.utils.dlpack import from_dlpack
 
 from adaptive_subset import TaggedDataset, TaggedIndex, WeightedLoss, WeightedTarget, retag
+from adaptive_subset.delivery.rows import tags_of
 
 N, CLASSES = 24, 3
 WEIGHTS = torch.linspace(0.1, 1.9, N)  # mean one, all different
@@ -452,6 +454,33 @@ def test_numpy_may_not_write_to_targets() -> None:
     assert y.weights is not None
 
 
+def masks() -> Any:
+    torch.manual_seed(0)
+    y = torch.randint(2, (4, 6, 6))
+    return WeightedTarget(y, torch.arange(1.0, 5.0), torch.arange(4))
+
+
+def test_a_box_of_other_samples_takes_the_weights_away() -> None:
+    y, box = masks(), torch.zeros(6, 6, dtype=torch.bool)
+    box[:2, :2] = True
+    for mixed in (torch.where(~box, y, y.flip(0)), y.where(~box, y.flip(0))):
+        assert tags_of(mixed) is None
+    owns: list[Any] = [torch.where(~box, y, y), y.where(~box, y), y.where(~box, -100)]
+    for own in owns:
+        torch.testing.assert_close(own.weights, y.weights)
+    named: Any = y.where(condition=~box, other=torch.tensor(0))
+    torch.testing.assert_close(named.weights, y.weights)
+
+
+def test_a_mask_that_turns_rows_into_columns_takes_the_weights_away() -> None:
+    y = WeightedTarget(torch.arange(4), torch.arange(1.0, 5.0))
+    square = torch.eye(4, dtype=torch.bool)
+    for spread in (torch.where(square, y, -1), y.masked_fill(square, 0), y.where(square, 0)):
+        assert tags_of(spread) is None
+    filled: Any = y.masked_fill(y.plain() > 2, 0)
+    torch.testing.assert_close(filled.weights, y.weights)
+
+
 def test_a_mask_or_one_hot_made_of_targets_is_plain() -> None:
     _, y = next(iter(loader()))
     mask, hot = torch.zeros(5), torch.zeros(5, CLASSES)
@@ -622,6 +651,44 @@ def test_retagging_changes_neither_batches_nor_random_state() -> None:
         assert torch.equal(one["noise"], two["noise"])
         assert torch.equal(one["labels"], two["labels"].plain())
         assert two["labels"].weights is not None
+
+
+class Shuffling:
+    """A collate function with a generator of its own."""
+
+    def __init__(self, kind: type[Any]) -> None:
+        self.rng = kind(0) if kind is random.Random else np.random.default_rng(0)
+        self.noise: list[float] = []
+
+    def __call__(self, samples: list[Any]) -> dict[str, Tensor]:
+        samples = [dict(sample) for sample in samples]
+        self.rng.shuffle(samples)
+        self.noise.append(self.rng.random())
+        return collated(samples)
+
+
+@pytest.mark.parametrize("kind", [random.Random, np.random.Generator])
+def test_a_collate_function_draws_from_its_own_generator_as_without(kind: type[Any]) -> None:
+    order = list(Order())
+    data, texts = TaggedDataset(Texts(lambda i: i % 2)), Texts(lambda i: i % 2)
+    wrapped, plain = Shuffling(kind), Shuffling(kind)
+    collate = retag(wrapped)
+    for start in range(0, 12, 4):
+        some = order[start : start + 4]
+        batch, wanted = collate([data[i] for i in some]), plain([texts[int(i)] for i in some])
+        assert torch.equal(batch["id"], wanted["id"])
+        assert torch.equal(batch["labels"].sample_indices, batch["id"])
+        assert wrapped.noise[-1] == plain.noise[-1]
+
+
+@pytest.mark.parametrize("falling", [False, True])
+def test_an_order_by_the_targets_is_loud_where_they_are_equal(falling: bool) -> None:
+    def by_label(samples: list[Any]) -> dict[str, Tensor]:
+        return collated(sorted(samples, key=lambda s: s["label"], reverse=falling))
+
+    data = TaggedDataset(Texts(lambda i: 1))
+    with pytest.raises(ValueError, match="got another order where the targets are others"):
+        retag(by_label)([data[i] for i in list(Order())[:4]])
 
 
 RNG = np.random.default_rng(0)

@@ -116,6 +116,22 @@ def test_a_loss_that_is_no_number_is_one_that_has_diverged() -> None:
         train(diverging)
 
 
+def test_losses_of_single_rows_are_learned() -> None:
+    def one_by_one(criterion: WeightedLoss, x: Tensor, y: Tensor, net: nn.Module) -> Tensor:
+        losses = [criterion(net(row[None]), label[None]) for row, label in zip(x, y, strict=True)]
+        return torch.stack(losses).mean()
+
+    alone, together = (train(step, epochs=1).losses.values for step in (one_by_one, usual))  # type: ignore[union-attr]
+    torch.testing.assert_close(alone, together, equal_nan=True)
+
+
+def test_samples_of_another_dataset_are_named() -> None:
+    record = LossRecord(3)
+    record.note(torch.tensor([0, 5]), torch.tensor([1.0, 2.0]))
+    with pytest.raises(ValueError, match=r"`target` must be that of one of the 3 samples.*5\."):
+        _ = record.values
+
+
 def test_a_record_can_be_copied_in_the_middle_of_a_step() -> None:
     record = LossRecord(3)
     output = torch.zeros(2, 4)

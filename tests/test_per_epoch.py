@@ -455,6 +455,15 @@ def test_sizes_are_known_in_advance(strategy: Strategy, arguments: dict[str, int
     assert (len(set(sizes_known)) > 1) == strategy.size_varies
 
 
+def test_the_length_is_that_of_a_selection_made_between_two_due_epochs() -> None:
+    sampler = planned(PerEpoch(size=sizes.Falling(epochs=10)), every=4)
+    sampler.maybe_reselect(nn.Linear(1, 1), 6)
+    assert len(sampler) == len(list(sampler)) == sampler.selector.size_at(6)
+    resumed = planned(PerEpoch(size=sizes.Falling(epochs=10)), every=4)
+    resumed.load_state_dict(sampler.state_dict())
+    assert len(resumed) == len(sampler)
+
+
 def test_sizes_are_those_of_a_rank() -> None:
     shares = planned(RandomSizes(epochs=10), num_replicas=4, rank=1).sizes(10)
     assert shares == [size // 4 for size in planned(RandomSizes(epochs=10)).sizes(10)]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from adaptive_subset import TaggedDataset, TaggedIndex, WeightedTarget
 from adaptive_subset.items import split_batch
@@ -301,6 +301,33 @@ def test_a_dataset_that_collates_by_itself(rows: list[int], whole: Any, key: Any
     (untouched,) = DataLoader(data, 3, sampler=rows, collate_fn=lambda batch: batch)
     assert type(untouched[key]) is Tensor
     assert data[INDEX][1].weights == 0.25
+
+
+def test_a_batch_of_a_dict_and_labels_is_not_two_items() -> None:
+    data = TaggedDataset(Batches(lambda t: ({"x": t}, t)))
+    for rows in ([1], [1, 2], [1, 2, 3]):
+        inputs, y = data.__getitems__([TaggedIndex(i, 0.5) for i in rows])
+        assert inputs["x"].tolist() == y.sample_indices.tolist() == rows
+
+
+def test_what_is_set_on_the_dataset_is_set_where_it_is_read() -> None:
+    class Scaled(Dataset[Any]):
+        scale = 1
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            return torch.ones(1) * self.scale, index
+
+    inner = Scaled()
+    data = TaggedDataset(inner)
+    data.scale = 100
+    assert inner.scale == data.scale == 100
+    assert float(data[INDEX][0]) == 100
+    other = copy.deepcopy(data)
+    other.scale = 3
+    assert inner.scale == 100
 
 
 def test_batches_of_other_sizes_raise() -> None:

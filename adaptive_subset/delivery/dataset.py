@@ -19,7 +19,7 @@ class TaggedDataset(Dataset[Any]):
     """A map-style dataset whose targets carry the weight of the index that asked for them.
 
     An ordinary index gives the item untouched. Other attributes (``classes``, ``transform``, …) are
-    those of the wrapped dataset.
+    those of the wrapped dataset, to read and to set.
 
     Args:
         dataset: whatever has ``__getitem__`` and ``__len__``; items are tuples, mappings or objects
@@ -67,6 +67,12 @@ class TaggedDataset(Dataset[Any]):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("dataset", "target") or name.startswith("__"):
+            super().__setattr__(name, value)
+        else:  # where it is read
+            setattr(self.dataset, name, value)
+
     def _tagged(self, item: Any, index: Any) -> Any:
         if not isinstance(index, TaggedIndex):
             return item
@@ -105,7 +111,8 @@ def _are_items(fetched: Any, n: int) -> bool:
     """Whether `__getitems__` returned n items; otherwise it has collated them by itself."""
     if not isinstance(fetched, (list, tuple)) or len(fetched) != n:
         return False
-    return not isinstance(fetched[0], (Tensor, np.ndarray))  # an item without a target is none
+    # An item without a target is none: these are the columns of a batch.
+    return not any(isinstance(part, (Tensor, np.ndarray)) for part in (fetched[0], fetched[-1]))
 
 
 def _target(value: Any, key: Any, weight: float, place: int) -> WeightedTarget:

@@ -43,7 +43,11 @@ class Lengths:
         Raises:
             TypeError: the first selection will tell.
         """
-        size, selection = self._planned(epoch), self.selector.selection
+        selection = self.selector.selection
+        is_warm = epoch < self.schedule.warm_epochs
+        if selection is not None and not is_warm and not self.schedule.is_due(epoch, selection):
+            return self._share(len(selection))  # made later than planned, if epochs were skipped
+        size = self._planned(epoch)
         if size is None and selection is None:
             raise TypeError(
                 "the length of an epoch follows from the first selection, and there is none yet. "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from adaptive_subset.delivery.rows import tags_of
 from adaptive_subset.delivery.tags import WeightedTarget
+from adaptive_subset.gradients.snapshot import preserved_generators
 from adaptive_subset.items import field, names_of, replaced, target_key
 from adaptive_subset.randomness import preserved_random_state
 
@@ -24,7 +26,8 @@ def retag(collate_fn: Callable[[list[Any]], Any], target: int | str | None = Non
     Tags come through ``torch.stack``, ``default_collate`` and mixing by themselves. A function
     that makes new tensors (a tokenizer that pads, ``torch.tensor([…])``) gets the targets as the
     dataset made them. Which sample a row is of shows in a second run, from the same random state,
-    with numbers of samples as targets: this costs the time of collating once more.
+    with numbers of samples as targets: this costs the time of collating once more. The first batch
+    is run a third time, with the numbers in reverse.
 
     Args:
         collate_fn: makes a batch of a list of samples, in any order, of some of them or with
@@ -33,7 +36,8 @@ def retag(collate_fn: Callable[[list[Any]], Any], target: int | str | None = Non
             the samples, or the one field with a usual name: ``label`` may become ``labels``.
 
     Raises:
-        ValueError: on a call, where targets are changed, so that their samples are not known.
+        ValueError: on a call, where targets are changed, or the order follows from them or from a
+            random state that is not found, so that their samples are not known.
         TypeError: on a call, where no target is found in the batch.
 
     Examples:
@@ -53,30 +57,52 @@ class Retagged:
         self.collate_fn = collate_fn
         self.target = target
         self._keeps: bool | None = None  # whether tags come through by themselves
+        self._is_tried = False  # whether the order was seen to follow from nothing else
 
     def __call__(self, samples: Sequence[Any]) -> Any:
         keys = [_tagged_key(sample) for sample in samples]
         if not samples or any(key is None for key in keys):  # not of the training data
             return self.collate_fn(list(samples))
         if self._keeps is None:
-            with preserved_random_state():
+            with self._repeatable():
                 self._keeps = self._tags_come_through(list(samples), keys[0])
         if self._keeps:
             return self.collate_fn(list(samples))
         targets: list[Any] = [field(sample, key) for sample, key in zip(samples, keys, strict=True)]
         originals = [y.tolist() if y.original is None else y.original for y in targets]
-        numbers = [_numbered(value, _FIRST + _STEP * i) for i, value in enumerate(originals)]
-        try:
-            with preserved_random_state():
-                _, coded = self._collated(samples, keys, numbers)
-        except (RuntimeError, ValueError, IndexError, KeyError) as error:
-            raise ValueError(_MESSAGE.format(f"{type(error).__name__}: {error}")) from error
+        n = len(samples)
+        coded = self._coded(samples, keys, originals, range(n))
+        rows = _rows(coded, n)
+        turned = None
+        if not self._is_tried and n > 1:
+            turned = self._coded(samples, keys, originals, range(n)[::-1])
         (batch, key), found = self._collated(samples, keys, originals)
-        rows = _rows(coded, len(samples))
         _check(found, coded, rows, originals)
+        if turned is not None:
+            if not torch.equal(n - 1 - _rows(turned, n), rows):
+                raise ValueError(_MESSAGE.format("another order where the targets are others"))
+            self._is_tried = True
         weights, indices = zip(*(target.tags for target in targets), strict=True)
         tags = torch.tensor(weights)[rows], torch.tensor(indices)[rows]
         return replaced(batch, key, WeightedTarget(found, *tags))
+
+    @contextmanager
+    def _repeatable(self) -> Iterator[None]:
+        """What is drawn in here is drawn again after it."""
+        with preserved_random_state(), preserved_generators(self.collate_fn):
+            yield
+
+    def _coded(
+        self, samples: Sequence[Any], keys: list[Any], originals: list[Any], places: Sequence[int]
+    ) -> Tensor:
+        """The target of the batch where those of the samples are the numbers of `places`."""
+        pairs = zip(originals, places, strict=True)
+        numbers = [_numbered(value, _FIRST + _STEP * place) for value, place in pairs]
+        try:
+            with self._repeatable():
+                return self._collated(samples, keys, numbers)[1]
+        except (RuntimeError, ValueError, IndexError, KeyError) as error:
+            raise ValueError(_MESSAGE.format(f"{type(error).__name__}: {error}")) from error
 
     def _tags_come_through(self, samples: list[Any], key: Any) -> bool:
         try:

@@ -107,8 +107,8 @@ def elementwise(
     """
     name = func.__name__.strip("_")
     operands = dict(enumerate(args)) | {key: kwargs[key] for key in kwargs if key != "alpha"}
-    for place in _CONDITIONS.get(name, ()):  # chooses between operands, adds no values
-        operands.pop(place, None)
+    names = _CONDITIONS.get(func, _CONDITIONS.get(name, ()))
+    conditions = [operands.pop(place) for place in names if place in operands]
     values = list(operands.values())
     tensors = [value for value in values if isinstance(value, Tensor)]
     targets: list[Any] = [tensor for tensor in tensors if tags_of(tensor) is not None]
@@ -116,6 +116,8 @@ def elementwise(
         return None
     first, others = targets[0], targets[1:]
     if any(isinstance(value, (np.ndarray, list, tuple)) for value in values):
+        return None
+    if any(isinstance(c, Tensor) and not _keeps_rows(c, first) for c in conditions):
         return None
     if any(t is not first and tags_of(t) is None and not _rowless(t, first) for t in tensors):
         return None
@@ -130,6 +132,11 @@ def elementwise(
         mixed = _mixture(first, others[0], kwargs.get("alpha", 1))
         return None if mixed is None else (mixed, 1.0)
     return None
+
+
+def _keeps_rows(condition: Tensor, target: Any) -> bool:
+    """Whether a choice by `condition` leaves the rows of a batch `target` where they are."""
+    return isinstance(target.tags[0], float) or condition.ndim <= target.ndim
 
 
 def _rowless(operand: Tensor, target: Any) -> bool:
@@ -215,7 +222,11 @@ _COMPOSED = {  # of element-wise kernels, without a tag of torch's
     *("multiply", "divide", "subtract", "negative", "absolute"),
     *("greater", "greater_equal", "less", "less_equal", "not_equal"),
 }
-_CONDITIONS: dict[str, tuple[Any, Any]] = {"where": (0, "condition"), "masked_fill": (1, "mask")}
+#: Operands that choose between others and add no values; a method counts from its own tensor.
+_CONDITIONS: dict[Any, tuple[Any, Any]] = {
+    **{"where": (0, "condition"), Tensor.where: (1, "condition")},
+    "masked_fill": (1, "mask"),
+}
 LOSSES = {
     value
     for name, value in vars(F).items()

@@ -148,7 +148,10 @@ class WeightedLoss(nn.Module):
             return loss
         weights, indices = tags
         if isinstance(weights, float):
-            return self.criterion(*args, **kwargs) * weights
+            loss = self.criterion(*args, **kwargs)
+            if self._record is not None and loss.requires_grad:
+                self._record.note(torch.tensor([indices]), loss.mean().view(1))
+            return loss * weights
         others = [leaf for leaf in leaves if not isinstance(leaf, WeightedTarget)]
         rows = next((leaf for leaf in others if isinstance(leaf, Tensor) and leaf.ndim), None)
         if rows is None:
