@@ -80,7 +80,7 @@ class Selector:
 
     def __init__(
         self,
-        dataset: Dataset[Any],
+        dataset: Dataset[Any] | Sequence[Any],
         strategy: Strategy | str,
         *,
         fraction: float | None = None,
@@ -101,7 +101,7 @@ class Selector:
         if weights not in ("mean-one", "matched"):
             raise ValueError(f'`weights` must be "mean-one" or "matched", got {weights!r}.')
         source = source_of(dataset, pool, source, reading)
-        self.dataset: Dataset[Any] = dataset
+        self.dataset: Dataset[Any] = dataset  # type: ignore[assignment]  # as it will be read
         self.strategy: Strategy = strategy
         self.sizing = sizing(
             n,

@@ -64,7 +64,8 @@ def sizing(
         raise ValueError(
             f"{'none' if strategy.sizes_itself else 'exactly one'} of `fraction`, `budget` and "
             f"`tolerance` must be given, got fraction={fraction}, budget={budget} and "
-            f"tolerance={tolerance} for {strategy!r}."
+            f"tolerance={tolerance} for {strategy!r}. "
+            f"{'It sizes itself: leave them out.' if strategy.sizes_itself else 'Give one.'}"
         )
     if flag("size_varies", size_varies) and (fraction is not None or budget is not None):
         raise ValueError(

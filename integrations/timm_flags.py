@@ -224,5 +224,5 @@ def in_flags(message: str) -> str:
     own = {name: flag_of(name) for name in (*_RUN, *strategy_flags())}
     names = {**own, "epochs": "--epochs", "seed": "--seed", "num_classes": "--num-classes"}
     pattern = "|".join(sorted(names, key=len, reverse=True))
-    message = re.sub(rf"`({pattern})`", lambda found: names[found[1]], message)
+    message = re.sub(rf"`({pattern})=?`", lambda found: names[found[1]], message)
     return re.sub(rf"\b({pattern})=(?=\S)", lambda found: names[found[1]] + " ", message)

@@ -540,7 +540,7 @@ def test_losses_say_what_they_take() -> None:
 def test_strategies_choose_samples_of_tokens(strategy: Any, sketch: int) -> None:
     x = tokens(40, T)
     data = list(zip(x, x.flip(1), strict=True))
-    selector = Selector(data, strategy, budget=12, criterion=TokenLoss(), sketch=sketch)  # type: ignore[arg-type]
+    selector = Selector(data, strategy, budget=12, criterion=TokenLoss(), sketch=sketch)
     selection = selector.select(tagger(), epoch=0)
     assert len(selection) == 12
     assert selection.is_estimate == (sketch == 64)

@@ -119,7 +119,7 @@ def test_what_is_no_dataset_of_samples(data: Any) -> None:
 
 def test_an_empty_dataset_is_refused() -> None:
     with pytest.raises(ValueError, match="`dataset` must hold at least one sample"):
-        Selector([], Random(), fraction=0.5)  # type: ignore[arg-type]
+        Selector([], Random(), fraction=0.5)
 
 
 def test_a_stream_of_samples_can_be_a_pool() -> None:

@@ -163,7 +163,7 @@ def test_a_baseline_is_not_run_with_the_flags_of_another_strategy(capsys):
 
 
 def test_messages_of_the_library_name_flags():
-    message = "`head` must be found. Pass head=<name>, or `pool_fraction` and `seed`; not pools=1"
+    message = "`head` must be found. Pass head=<name>, or `pool_fraction=` and `seed`; not pools=1"
     expected = "--subset-head must be found. Pass --subset-head <name>, or --subset-pool-fraction "
     assert timm_flags.in_flags(message) == expected + "and --seed; not pools=1"
 

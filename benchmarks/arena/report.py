@@ -37,8 +37,8 @@ validation samples that were cut from the training data; the test set has no say
 budget make the same number of optimizer steps with the same batches, each with a schedule annealed
 over them, from the same initial weights for the same seed. `full-short` is a short training on all
 data, `fresh-random` a new random subset in every epoch, `random-sizes` random subsets whose size
-falls as γᵗ. `fresh-random` walks through shuffled passes over all data, as `full-short` does: of
-these two no one can be better, and what lies between them shows how far chance goes.
+falls as γᵗ. `fresh-random` walks through shuffled passes over all data, as `full-short` does: these
+two are the same training, and their difference shows the noise.
 
 Accuracy is that on the test set in %, mean ± standard error over the seeds. Differences are in
 points, of paired seeds, ± their standard error, with the p of a paired t-test. *Equal time* is
@@ -158,10 +158,10 @@ def goal(race: Race, fraction: float = 0.1) -> str:
     return (
         f"## The goal: {'missed, ' + ' and '.join(missed) if missed else 'reached'}\n\n"
         "What is recommended should be ahead of both baselines by two standard errors on three of "
-        "the tasks, and behind one of them by more than one on none. At equal time where the short "
-        "schedule was run for as long, else at equal steps. Since the two are the same training, "
-        "their mean, at equal steps, tells most. The last column, all data at full length less the "
-        "short schedule, is what there is to win at all.\n\n"
+        "the tasks, and on none more than one standard error behind either. At equal time where "
+        "the short schedule was run for as long, else at equal steps. Since the two are the same "
+        "training, their mean, at equal steps, tells most. The last column, all data at full "
+        "length less the short schedule, is what there is to win at all.\n\n"
         f"{markdown(heads, rows)}\n\nAhead on {len(ahead)} of {len(rows)}: "
         f"{'; '.join(ahead) or 'none'}. Behind on {len(behind)}: {'; '.join(behind) or 'none'}.\n"
     )
@@ -263,9 +263,9 @@ def single(some: list[Entry]) -> list[str]:
     alone = [f"`{e.method}` ({e.validation:.2f})" for e in others if len(e.accuracy) == 1]
     if not alone:
         return []
-    last = f", those that went on at least {min(went_on):.2f}" if went_on else ""
+    last = f"; those with more had at least {min(went_on):.2f}" if went_on else ""
     names = ", ".join(alone)
-    return [f"- With one seed, dropped or waiting for more (validation accuracy{last}): {names}."]
+    return [f"- Run with one seed only (validation accuracy{last}): {names}."]
 
 
 def outcome(short: Difference | None, fresh: Difference | None) -> str:
