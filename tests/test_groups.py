@@ -22,6 +22,7 @@ from adaptive_subset import (
     GradMatchPB,
     InfoBatch,
     Kakurenbo,
+    LossSampling,
     OrderDP,
     PerEpoch,
     Random,
@@ -95,6 +96,38 @@ def test_unbiased_weights_stay_unbiased_within_a_group() -> None:
         total[choice.positions] += choice.weights
     assert float((total / 1000 - 1).abs().max()) < 0.3
     assert float((total / 1000).mean()) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("uniform", [0.1, 1.0])
+def test_unbiased_weights_stay_so_where_shares_do_not_divide(uniform: float) -> None:
+    """Shares of 7, 2 and 1 for 70, 25 and 5: each group still stands for all of its samples."""
+    groups = torch.tensor([0] * 70 + [1] * 25 + [2] * 5)
+    pool = Candidates(N, losses=LOSSES, groups=groups)
+    strategy = LossSampling(uniform, unbiased=True)
+    total = torch.zeros(N, dtype=torch.float64)
+    for epoch in range(1000):
+        choice = strategy.select(pool, 10, seed=0, epoch=epoch)
+        assert torch.bincount(groups[choice.positions]).tolist() == [7, 2, 1]
+        total[choice.positions] += choice.weights
+    for group in range(3):
+        assert float((total / 1000)[groups == group].mean()) == pytest.approx(1, abs=0.06)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize(
+    ("shares", "expected"), [("proportional", [70, 25, 5]), ("equal", [40, 30, 30])]
+)
+def test_the_weight_of_a_group(shares: Shares, unbiased: bool, expected: list[int]) -> None:
+    """That of its samples, in equal shares that of its share; equal weights are all the same."""
+    groups = torch.tensor([0] * 70 + [1] * 25 + [2] * 5)
+    pool, uniform = Candidates(N, losses=LOSSES, groups=groups), draws.Proportional(1.0, unbiased)
+    choice = PerEpoch(draw=uniform, shares=shares).select(pool, 10, seed=0, epoch=0)
+    found = torch.zeros(3, dtype=torch.float64)
+    found.index_add_(0, groups[choice.positions], choice.weights)
+    if not unbiased:
+        assert choice.weights.tolist() == pytest.approx([N / 10] * 10)
+    else:
+        assert found.tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("strategy", [InfoBatch(), SeTa(), Kakurenbo(share=0.5, confidence=0.5)])

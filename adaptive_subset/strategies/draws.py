@@ -22,9 +22,11 @@ class Draw(Described, ABC):
 
     Attributes:
         sizes_itself: the size of its choice follows from the scores.
+        unbiased: its weights make up for the chances, so that on average they add up to n.
     """
 
     sizes_itself: ClassVar[bool] = False
+    unbiased: bool = False
 
     @abstractmethod
     def draw(self, scores: Tensor, budget: int, *, epoch: int, generator: Generator) -> Choice:

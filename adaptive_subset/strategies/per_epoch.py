@@ -85,12 +85,14 @@ class Combination(Strategy):
         groups = candidates.by_group()
         sizes = [len(members) for members in groups]
         itself = parts.draw.sizes_itself
+        # The weights of these stand for the whole group already, however its share was rounded.
+        whole = itself or (parts.draw.unbiased and parts.shares == "proportional")
         budgets = sizes if itself else shared(sizes, budget, parts.shares)
         positions, weights = [], []
         for members, size in zip(groups, budgets, strict=True):
             if size:
                 own = parts.draw.draw(scores[members], size, epoch=epoch, generator=generator)
-                counts = 1.0 if itself else (size / len(members)) * (n / budget)
+                counts = 1.0 if whole else (size / len(members)) * (n / budget)
                 positions.append(members[own.positions])
                 weights.append(own.weights * counts)
         return Choice(torch.cat(positions), torch.cat(weights))
@@ -108,7 +110,8 @@ class PerEpoch(Combination):
         size: how many there are in an epoch, see `adaptive_subset.strategies.sizes`.
         shares: of the groups that the Selector was given, in each of which is drawn by itself:
             "proportional" to their sizes, or "equal", with which rare groups count in training as
-            much as frequent ones. A draw that sizes itself takes what it finds in each.
+            much as frequent ones. A draw that sizes itself takes what it finds in each. Unbiased
+            weights stay so in proportional shares, as long as the budget has one for each group.
 
     Raises:
         TypeError: a part that is none, such as a class in place of an instance.
