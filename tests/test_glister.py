@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from adaptive_subset import GLISTER, Selector
+from adaptive_subset import GLISTER, Candidates, Selector
 
 N, M, FEATURES = 36, 20, 6
 
@@ -94,6 +94,27 @@ def test_picks_are_those_of_the_definition(
     expected = written_out(model, criterion, train, target, 12, lr, picks)
     assert selection.indices.tolist() == expected
     assert torch.equal(selection.weights, torch.full((12,), N / 12))
+
+
+@pytest.mark.parametrize("refreshes", [1, 2, 5, 20, 38, 39, 60])
+@pytest.mark.parametrize("budget", [1, 2, 7, 36])
+def test_the_gradient_is_computed_no_more_often_than_it_may_be(
+    refreshes: int, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = [0]
+    moved = Candidates.target_after
+
+    def counted(self: Candidates, step: Tensor) -> Tensor:
+        steps[0] += 1
+        return moved(self, step)
+
+    monkeypatch.setattr(Candidates, "target_after", counted)
+    strategy = GLISTER(refreshes=refreshes, scope="global")
+    options: dict[str, Any] = {"budget": budget, "criterion": nn.CrossEntropyLoss()}
+    Selector(sets(3)[0], strategy, **options).select(net(3), 0)
+    computed = 1 + steps[0]  # the first is that of the model as it stands
+    assert computed <= min(refreshes, budget)
+    assert computed == -(-budget // -(-budget // refreshes))  # as often as equal steps allow
 
 
 def test_the_step_changes_the_picks() -> None:

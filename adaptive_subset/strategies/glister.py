@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -28,7 +29,7 @@ class GLISTER(Strategy):
     mean of the chosen :math:`g_j` (Killamsetty et al. 2021, "GLISTER: Generalization based Data
     Subset Selection for Efficient and Robust Learning", §4, GLISTER-ONLINE with the Taylor
     approximation). The validation gradient is computed anew, from the outputs that the moved layer
-    gives, after every k / `refreshes` picks. Without a validation set the training loss takes its
+    gives, after every ⌈k / `refreshes`⌉ picks. Without a validation set the training loss takes its
     place. All weights are n/k.
 
     Deviations: the step is the mean over S, not the sum, so that it does not grow with the budget;
@@ -39,9 +40,9 @@ class GLISTER(Strategy):
         lr: η of the look-ahead step, which stands for all the steps until the next selection: of
             the size of the sum of their learning rates, times 1/(1 − momentum). Much smaller, and
             one pick does not change what the next one is worth.
-        refreshes: how often the validation gradient is computed in a selection, at least 1. With
-            1 no step is looked ahead: chosen are the samples whose gradients point most along the
-            validation gradient as it stands, on any model, tokens and pixels too.
+        refreshes: how often the validation gradient is computed at most, in each class by itself,
+            at least 1. With 1 no step is looked ahead: chosen are the samples whose gradients point
+            most along the validation gradient as it stands, on any model, tokens and pixels too.
         scope: "per-class": each class by itself, from its own validation samples and with its own
             part of the budget; "global": the paper's.
         shares: of the classes, or of the groups of the Selector, see `GradMatch`.
@@ -89,7 +90,7 @@ class GLISTER(Strategy):
 
     def _greedy(self, problem: Problem) -> Choice:
         candidates, budget = problem.candidates(), problem.budget
-        atoms, count = candidates.atoms, max(1, budget // self.refreshes)
+        atoms, count = candidates.atoms, math.ceil(budget / self.refreshes)
         step = torch.zeros(atoms.dim, dtype=atoms.dtype, device=atoms.device)
         closed = torch.zeros(candidates.n, dtype=atoms.dtype, device=atoms.device)
         chosen = torch.zeros(0, dtype=torch.int64, device=atoms.device)
