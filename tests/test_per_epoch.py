@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -427,6 +428,18 @@ def test_the_end_is_full() -> None:
     assert [size.at(N, None, epoch) for epoch in (5, 6)] == [None, N]
     assert sizes.FullAtEnd(epochs=8, fraction=0.5).at(N, BUDGET, 7) == N // 2
     assert sizes.FullAtEnd().at(N, BUDGET, 999) == BUDGET
+
+
+def test_the_end_starts_at_the_very_epoch_that_is_asked_for() -> None:
+    """Whole per cents, and what divides the run evenly, in exact arithmetic."""
+    for epochs in range(1, 101):
+        shares = {Fraction(cent, 100) for cent in range(101)}
+        shares |= {Fraction(last, epochs) for last in range(epochs + 1)}
+        for full in shares:
+            size = sizes.FullAtEnd(epochs, float(full))
+            first = math.ceil((1 - full) * epochs)
+            assert size.at(N, BUDGET, first - 1) == BUDGET
+            assert size.at(N, BUDGET, first) == N
 
 
 def planned(strategy: Strategy, **arguments: Any) -> AdaptiveSubsetSampler:
