@@ -279,6 +279,74 @@ def test_medoids_are_near_to_the_validation_samples() -> None:
         CRAIGPB(batch_size=6).select(given, 6, seed=0, epoch=0)
 
 
+mostly_filled = pytest.mark.filterwarnings("ignore:CRAIG chose")
+
+
+def guided(wanted: list[int]) -> Candidates:
+    """Sixty candidates of three classes, and validation samples of the `wanted` ones."""
+    labels, m = torch.arange(60) % 3, len(wanted)
+    target = Validation(gradients(m, seed=3), torch.tensor(wanted), 60 / m)
+    return Candidates(60, gradients(60), labels, validation=target)
+
+
+@mostly_filled
+@pytest.mark.parametrize("scope", ["per-class", "global"])
+@pytest.mark.parametrize("budget", [2, 6, 30, 60])
+@pytest.mark.parametrize(
+    "wanted", [[0] * 20, [0, 1, 2] * 2, [0, 0, 0, 1], [0, 1, 2, 7], [2, 1, 0, 0] * 15]
+)
+def test_weights_count_the_validation_samples(wanted: list[int], budget: int, scope: Any) -> None:
+    """However few there are, of whatever classes; a class of none of them counts nothing."""
+    given = guided(wanted)
+    choice = CRAIG(scope=scope).choose(given, budget, seed=0, epoch=0)
+    assert float(choice.weights.sum()) == pytest.approx(60)
+    if scope == "per-class" and budget > 2:
+        assert given.classes is not None
+        total = torch.zeros(3, dtype=torch.float64)
+        total.index_add_(0, given.classes[choice.positions], choice.weights)
+        counts = [wanted.count(label) for label in range(3)]
+        assert total.tolist() == pytest.approx([60 * c / sum(counts) for c in counts])
+
+
+@mostly_filled
+def test_what_is_filled_in_shares_the_weight_of_the_nearest_medoid() -> None:
+    pool, wanted = gradients(60), gradients(5, seed=3)
+    given = Candidates(60, pool, validation=Validation(wanted, None, 60 / 5))
+    choice = CRAIG().select(given, 30, seed=0, epoch=0)
+    found = 30 - choice.filled
+    assert 1 < found <= 5
+    matrix, chosen = distances(dense(wanted), dense(pool)), choice.positions[:found].numpy()
+    counts = np.bincount(matrix[:, chosen].argmin(1), minlength=found) * 60 / 5
+    members = dense(pool)[choice.positions.numpy()]
+    owner = distances(members, dense(pool)[chosen]).argmin(1)
+    expected = (counts / np.bincount(owner))[owner]
+    np.testing.assert_allclose(choice.weights.numpy(), expected)
+
+
+@mostly_filled
+def test_validation_samples_of_other_classes_only_are_refused() -> None:
+    with pytest.raises(ValueError, match="`validation` must have samples of a class that is chos"):
+        CRAIG().select(guided([7] * 5), 12, seed=0, epoch=0)
+
+
+@pytest.mark.parametrize("budget", [2, 30])
+def test_weights_count_all_samples_where_classes_go_without(budget: int) -> None:
+    given = Candidates(60, gradients(60), torch.arange(60) % 3)
+    choice = CRAIG().select(given, budget, seed=0, epoch=0)
+    assert float(choice.weights.sum()) == pytest.approx(60)
+
+
+@mostly_filled
+@pytest.mark.parametrize(("n", "budget"), [(32, 8), (34, 8), (34, 32)])
+def test_equal_mini_batches_stand_for_all_samples(n: int, budget: int) -> None:
+    same = gradients(1).take(torch.zeros(n, dtype=torch.int64))
+    given = Candidates(n, same)
+    choice = CRAIGPB(batch_size=4).choose(given, budget, seed=0, epoch=0)
+    assert choice.filled == budget
+    assert choice.weights.tolist() == pytest.approx([n / budget] * budget)
+    assert given.relative_error(choice) == pytest.approx(0, abs=1e-9)
+
+
 def test_mini_batches_are_compared_by_their_mean_gradient() -> None:
     given = Candidates(40, gradients(40))
     choice = CRAIGPB(batch_size=4).select(given, 12, seed=0, epoch=0)

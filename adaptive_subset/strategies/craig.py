@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -47,8 +48,10 @@ class CRAIG(Strategy):
     it is these that the candidates must be near to; clusters are counted in validation samples,
     scaled to n.
 
-    Degenerate input: where every sample coincides with a chosen one before the budget is spent, it
-    is filled up with random ones, which share the weight of their cluster.
+    Degenerate input: where no further candidate is nearer to any sample before the budget is spent,
+    as with equal gradients or few validation samples, it is filled up with random ones, which share
+    the weight of their cluster, that of the nearest medoid. Of a class without validation samples
+    all chosen ones are random and have weight zero; "global" spends its budget elsewhere.
 
     Args:
         scope: "per-class" (the default of CRAIG) finds medoids of the whole last layer's gradient
@@ -99,7 +102,13 @@ class CRAIG(Strategy):
             epoch=epoch,
         )
         warn_if_mostly_filled(choice, "CRAIG")
-        return choice
+        total = float(choice.weights.sum())  # not n where classes have no candidates, or no budget
+        if not total:
+            raise ValueError(
+                "`validation` must have samples of a class that is chosen from, got none: there is "
+                'nothing to be near to. Use CRAIG(scope="global"), or a larger budget.'
+            )
+        return replace(choice, weights=choice.weights * (candidates.n / total))
 
     def _solved(self, problems: list[Problem], device: torch.device) -> list[Choice]:
         """The medoids of each problem, all at once on an accelerator."""
@@ -119,9 +128,11 @@ class CRAIG(Strategy):
                 medoids = facility_location(
                     distances, size, epsilon=self.epsilon, generator=generator
                 )
-            scale = 1.0 if validation is None else validation.scale
-            covers_itself = validation is None
-            choices.append(_choice(medoids, own.n, size, scale, generator, covers_itself))
+            if validation is None:
+                choices.append(_choice(medoids, own.n, size, 1.0, generator))
+                continue
+            near = partial(_nearest, own.atoms, medoids.chosen)
+            choices.append(_choice(medoids, own.n, size, validation.scale, generator, near))
         return choices
 
     def _covering(self, problem: Problem) -> Covering:
@@ -168,7 +179,7 @@ class CRAIGPB(Strategy):
         def solve(batches: Gradients, _: Tensor) -> Choice:
             size, scale = budget // self.batch_size, candidates.n / len(batches)
             medoids = facility_location(gradient_distances(batches, batches, math.inf), size)
-            return _choice(medoids, len(batches), size, scale, generator, covers_itself=True)
+            return _choice(medoids, len(batches), size, scale, generator)
 
         choice = by_batch(candidates, self.batch_size, generator, solve)
         warn_if_mostly_filled(choice, "CRAIG")
@@ -256,19 +267,29 @@ def _choice(
     budget: int,
     scale: float,
     generator: torch.Generator,
-    covers_itself: bool,
+    near: Callable[[Tensor], Tensor] | None = None,
 ) -> Choice:
-    """Positions and weights; `covers_itself` says that the rows are the candidates."""
+    """Positions, and weights that count rows.
+
+    Args:
+        scale: what a row counts.
+        near: the place of the medoid that is nearest to each of some candidates; None where the
+            rows are the candidates, of which that is known.
+    """
     chosen, owner = medoids.chosen, medoids.owner
     rest = fill(n, chosen, budget, generator)
-    positions = torch.cat([chosen, rest])
-    if not len(chosen):
-        weights = torch.full((budget,), n / budget, dtype=torch.float64)
-    else:
+    if len(chosen):
         sizes = torch.bincount(owner, minlength=len(chosen)).double() * scale
-        if covers_itself:  # random ones share the weight of their cluster
-            owners = torch.cat([torch.arange(len(chosen)), owner[rest]])
-            weights = (sizes / torch.bincount(owners))[owners]
-        else:
-            weights = torch.cat([sizes, torch.ones(len(rest), dtype=torch.float64)])
-    return Choice(positions, weights, objective=medoids.cost, filled=len(rest))
+        owners = torch.cat([torch.arange(len(chosen)), owner[rest] if near is None else near(rest)])
+        weights = (sizes / torch.bincount(owners))[owners]
+    else:
+        weights = torch.full((budget,), len(owner) * scale / budget, dtype=torch.float64)
+    return Choice(torch.cat([chosen, rest]), weights, objective=medoids.cost, filled=len(rest))
+
+
+def _nearest(atoms: Gradients, medoids: Tensor, some: Tensor) -> Tensor:
+    """The place in `medoids` (s,) of the one nearest to each of `some` (r,), (r,) on the CPU."""
+    rows, columns = (atoms.take(index.to(atoms.device)) for index in (some, medoids))
+    between = _GradientDistances(rows, columns)
+    parts = (slice(i, i + 64) for i in range(0, max(1, len(some)), 64))
+    return torch.cat([between.tile(part, slice(None)).argmin(1).cpu() for part in parts])

@@ -150,8 +150,8 @@ def warn_if_mostly_filled(choice: Choice, name: str) -> None:
     if 2 * choice.filled > budget:
         warnings.warn(
             f"{name} chose {budget - choice.filled} of {budget} candidates and filled up with "
-            f"{choice.filled} random ones: gradients are zero or equal, or `epsilon` is met "
-            "early. Choose a smaller budget.",
+            f"{choice.filled} random ones: gradients are zero or equal, validation samples few, "
+            "or `epsilon` is met early. Choose a smaller budget.",
             stacklevel=4,
         )
 
