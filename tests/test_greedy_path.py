@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -148,25 +150,71 @@ def test_a_search_runs_the_solver_only_while_the_budget_grows(
     assert len(ran) == 1 or ran[-2] < len(found.positions) <= ran[-1]
 
 
+@pytest.mark.filterwarnings("ignore:GRAD-MATCH chose")
+@pytest.mark.parametrize("scope", ["global", "per-class", "per-gradient"])
+@pytest.mark.parametrize("epsilon", [0.0, 1e-4, 1e-3])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_filled_in_does_not_hide_the_smallest(
+    scope: Any, epsilon: float, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Matching stops early, and what is filled in adds its gradient to a match that was exact."""
+    strategy = GradMatch(lam=0, epsilon=epsilon, scope=scope)
+    given = candidates(n=48, p=4, seed=seed)
+    choices = [strategy.choose(given, k, seed=0, epoch=0) for k in range(1, 49)]
+    errors = [given.relative_error(choice) or 0.0 for choice in choices]
+    own = [choice.filled == 0 for choice in choices]
+    assert not all(own)
+    ran: list[int] = []
+
+    def counted(atoms: Any, target: Any, budget: int, **options: Any) -> Any:
+        ran.append(budget)
+        return omp(atoms, target, budget, **options)
+
+    monkeypatch.setattr(gradmatch, "omp", counted)
+    for tolerance in (0.5, 0.2, 0.1, 0.05, 0.02, 1e-3):
+        meets = [error <= tolerance for error in errors]
+        if not any(m and o for m, o in zip(meets, own, strict=True)):
+            continue  # by the luck of what is filled in, or not at all
+        ran.clear()
+        found = smallest_choice(strategy, given, tolerance, seed=0, epoch=0)
+        size = len(found.positions)
+        assert meets[size - 1]
+        assert size == 1 or not meets[size - 2]
+        least = meets.index(True) + 1
+        if all(a >= b for a, b in pairwise(errors[:size])):  # it falls steadily
+            assert size == least
+        assert len(ran) <= 5 * (1 if scope == "global" else 3)
+
+
+@dataclass(frozen=True)
+class Sized:
+    size: int
+    filled: int
+
+
 class Curve:
-    """Candidates and a strategy whose error is a function of the budget."""
+    """Candidates and a strategy whose error is a function of the budget.
+
+    It chooses no more than `most` itself, and what is filled in raises the error.
+    """
 
     batch_size = None
 
-    def __init__(self, n: int, error: Callable[[int], float]) -> None:
+    def __init__(self, n: int, error: Callable[[int], float], most: int | None = None) -> None:
         self.n, self.error, self.tried = n, error, list[int]()
+        self.most = n if most is None else most
 
-    def choose(self, _: Any, budget: int, **__: Any) -> int:
+    def choose(self, _: Any, budget: int, **__: Any) -> Sized:
         self.tried.append(budget)
-        return budget
+        return Sized(budget, max(0, budget - self.most))
 
-    def relative_error(self, choice: int) -> float:
-        return self.error(choice)
+    def relative_error(self, choice: Sized) -> float:
+        return self.error(choice.size - choice.filled) + 0.1 * choice.filled
 
     def smallest(self, tolerance: float) -> int:
         both: Any = self
         found: Any = smallest._smallest(both, both, tolerance, 0, 0)
-        return int(found)
+        return int(found.size)
 
 
 @settings(deadline=None)
@@ -205,6 +253,26 @@ def test_few_budgets_are_tried(error: Callable[[int], float], most: int, least: 
     assert error(found) == error(least)
     assert found == 1 or error(found - 1) > error(least)
     assert len(curve.tried) <= most
+
+
+@settings(deadline=None)
+@given(
+    n=st.integers(1, 100_000), slope=st.floats(0.3, 2.0), most=st.floats(0, 1), end=st.floats(0, 1)
+)
+def test_the_smallest_is_found_before_the_filling(
+    n: int, slope: float, most: float, end: float
+) -> None:
+    last = max(1, round(n**most))
+    curve = Curve(n, lambda k: k**-slope, last)
+    least = max(1, round(last**end))
+    assert curve.smallest(curve.error(least)) == least
+    assert len(curve.tried) == len(set(curve.tried)) <= 14 + 3 * math.log2(n + 1)
+
+
+def test_what_no_size_meets_is_said_with_the_best_that_was_seen() -> None:
+    curve = Curve(60_000, lambda k: 1 / k, 20)
+    with pytest.raises(ValueError, match=r"`tolerance` must be .* 60000 candidates .* below 0\.05"):
+        curve.smallest(0.01)
 
 
 def test_a_miss_by_a_hair_does_not_stop_the_search() -> None:

@@ -149,7 +149,9 @@ class GradMatch(_Matching):
     Degenerate input: a NaN or infinite gradient raises. Where OMP stops before the budget is spent
     (`epsilon` met, no gradient left that helps, gradients of zero), random candidates of the same
     problem are added with weight one, with a warning when they are most of the subset;
-    `Selection.filled` counts them. λ = 0 means the limit of small λ.
+    `Selection.filled` counts them. Each adds its gradient to a match that was as good as it gets
+    and moves it away: a budget smaller by what was filled in matches better, as a rule. λ = 0
+    means the limit of small λ.
 
     Args:
         lam: λ, by default in units of the mean of ‖gᵢ‖²: dimensionless.

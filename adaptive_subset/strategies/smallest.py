@@ -16,9 +16,10 @@ def smallest_choice(
 
     The budget grows until the error is small enough and is then narrowed down, always on the same
     gradients, by the power law that the error was seen to follow. Of GRAD-MATCH on the CPU the
-    narrowing runs no solver: a run has the choices of all smaller budgets (`GreedyPath`). The next
-    smaller budget misses the tolerance; where the error does not fall steadily, an even smaller one
-    may meet it by chance.
+    narrowing runs no solver: a run has the choices of all smaller budgets (`GreedyPath`). Where
+    some were filled in, which moves the match away, the budget is first reduced to what the
+    strategy chose itself. The next smaller budget misses the tolerance; where the error does not
+    fall steadily, an even smaller one may meet it by chance.
 
     Args:
         strategy: any that needs gradients.
@@ -27,7 +28,7 @@ def smallest_choice(
         seed, epoch: see `Strategy.select`.
 
     Raises:
-        ValueError: even all candidates miss the tolerance.
+        ValueError: all budgets tried miss the tolerance, that of all candidates among them.
     """
     candidates.derived[PATHS] = Paths(GreedyPath)
     try:
@@ -47,25 +48,39 @@ def _smallest(
     unit = strategy.batch_size or 1
     most = candidates.n // unit
 
-    def chosen(units: int) -> tuple[Choice, _Tried]:
-        choice = strategy.choose(candidates, units * unit, seed=seed, epoch=epoch)
-        return choice, _Tried(units, candidates.relative_error(choice) or 0.0)
+    least = math.inf  # the smallest error of all
+
+    def chosen(units: int, missed: int) -> tuple[Choice, _Tried]:
+        """The choice of so many, or one of more than `missed` without what was filled in."""
+        nonlocal least
+        first = None
+        while True:
+            choice = strategy.choose(candidates, units * unit, seed=seed, epoch=epoch)
+            tried = _Tried(units, candidates.relative_error(choice) or 0.0)
+            first, least = first or (choice, tried), min(least, tried.error)
+            units -= choice.filled // unit
+            if tried.error <= tolerance:
+                return choice, tried
+            if not choice.filled or units <= missed:
+                return first
 
     missed = _Tried(0, math.inf)
-    choice, met = chosen(max(1, most // 256))
+    choice, met = chosen(max(1, most // 256), 0)
     while met.error > tolerance:
         if met.units == most:
             raise ValueError(
                 f"`tolerance` must be within reach, got {tolerance}: all {candidates.n} candidates "
-                f"together have an error of {met.error:.3g} under {strategy!r}. A smaller ridge "
-                "(lam=) or a larger tolerance helps."
+                f"together have an error of {met.error:.3g} under {strategy!r}, and no smaller "
+                f"budget tried one below {least:.3g}. A smaller ridge (lam=) or epsilon, or a "
+                "larger tolerance helps."
             )
         larger = _larger(missed, met, tolerance)
         missed = met
-        choice, met = chosen(min(larger, most))
+        choice, met = chosen(min(larger, most), missed.units)
     halve = False
     while met.units - missed.units > 1:
-        candidate, tried = chosen(_between(missed, met, tolerance, halve))
+        between = _between(missed, met, tolerance, halve)
+        candidate, tried = chosen(between, missed.units)
         if tried.error <= tolerance:
             choice, met = candidate, tried
         else:
