@@ -20,6 +20,7 @@ from adaptive_subset import (
     GradMatch,
     GradMatchPB,
     InfoBatch,
+    OrderDP,
     Random,
     Selection,
     Selector,
@@ -29,6 +30,7 @@ from adaptive_subset import (
 )
 from adaptive_subset.delivery.dataset import TaggedDataset
 from adaptive_subset.gradients import GradientSource
+from adaptive_subset.strategies import instance_of
 from tests import models
 
 N = 40
@@ -160,6 +162,33 @@ def test_a_strategy_has_a_name() -> None:
 def test_what_is_no_strategy(strategy: Any) -> None:
     with pytest.raises(TypeError, match=r"`strategy` must be one of random, .*, or an instance"):
         make(strategy)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "meant"),
+    [
+        (OrderDP, "OrderDP()"),
+        ("OrderDP", '"order-dp"'),
+        ("orderdp", '"order-dp"'),
+        ("order_dp", '"order-dp"'),
+        ("GradMatchPB", '"gradmatch-pb"'),
+        ("grad-match", '"gradmatch"'),
+        ("glistr", '"glister"'),
+        ("Fresh Random", '"fresh-random"'),
+        ("best", None),
+        ("", None),
+        (Strategy, None),
+        (int, None),
+        (None, None),
+        (["gradmatch"], None),
+    ],
+)
+def test_what_was_probably_meant_is_said(strategy: Any, meant: str | None) -> None:
+    with pytest.raises(TypeError, match=r"`strategy` must be one of") as raised:
+        instance_of(strategy)
+    message = str(raised.value)
+    assert ("Did you mean" in message) == (meant is not None)
+    assert meant is None or message.endswith(f"Did you mean {meant}?")
 
 
 def test_the_loss_comes_from_the_weighted_loss() -> None:

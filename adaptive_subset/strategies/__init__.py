@@ -4,6 +4,11 @@ What trains on a fresh subset in every epoch is a combination of `scores`, `draw
 `PerEpoch`; `methods` is the table of those with names.
 """
 
+import difflib
+import inspect
+import re
+from typing import Any
+
 from adaptive_subset.strategies.candidates import Candidates, Choice, Validation
 from adaptive_subset.strategies.craig import CRAIG, CRAIGPB
 from adaptive_subset.strategies.glister import GLISTER
@@ -57,9 +62,19 @@ def instance_of(strategy: Strategy | str) -> Strategy:
     if not isinstance(strategy, Strategy):
         raise TypeError(
             f"`strategy` must be one of {', '.join(STRATEGIES)}, or an instance of a Strategy "
-            f"such as GradMatch(), got {strategy!r}."
+            f"such as GradMatch(), got {strategy!r}.{_meant(strategy)}"
         )
     return strategy
+
+
+def _meant(strategy: Any) -> str:
+    """A guess at what was meant: an instance of a class, or a name that is written like it."""
+    if isinstance(strategy, type) and issubclass(strategy, Strategy):
+        return "" if inspect.isabstract(strategy) else f" Did you mean {strategy.__name__}()?"
+    names = {name.replace("-", ""): name for name in STRATEGIES}
+    letters = re.sub(r"\W|_", "", strategy).lower() if isinstance(strategy, str) else ""
+    near = difflib.get_close_matches(letters, names, n=1)
+    return f' Did you mean "{names[near[0]]}"?' if near else ""
 
 
 __all__ = [

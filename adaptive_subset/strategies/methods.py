@@ -111,6 +111,9 @@ class Borderline(Combination):
     `ThresholdCloseness`. Samples that were not trained on yet come first. Where `OrderDP` goes for
     wrong labels, this leaves them out, without being told how many there are.
 
+    p comes from the loss, as ``exp(−loss)``: the score is meant for cross-entropies. Any other loss
+    is taken too, but that is no probability then.
+
     Args:
         share: k / s in (0, 1].
     """
