@@ -155,7 +155,7 @@ def test_a_head_over_several_positions_at_once_is_refused() -> None:
 
 
 class Wrapper(nn.Module):
-    """As EMA and SWA wrappers are: everything in one child called `module`."""
+    """Everything in one child called `module`, as EMA and SWA wrappers have it."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -165,15 +165,32 @@ class Wrapper(nn.Module):
         raise AssertionError("the wrapper must not be called")
 
 
+class ModelEmaV3(Wrapper):
+    """Goes by the name of timm's."""
+
+    __module__ = "timm.utils.model_ema"
+
+
+def timm_s(version: str) -> Callable[[nn.Module], nn.Module]:
+    def wrap(model: nn.Module) -> nn.Module:
+        wrapped: nn.Module = getattr(pytest.importorskip("timm.utils"), version)(model)
+        return wrapped
+
+    return wrap
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
-        Wrapper,
+        ModelEmaV3,
+        timm_s("ModelEmaV2"),
+        timm_s("ModelEmaV3"),
+        nn.DataParallel,
         lambda m: torch.optim.swa_utils.AveragedModel(m),
         lambda m: torch.compile(m, backend="eager"),
-        lambda m: Wrapper(torch.compile(m, backend="eager")),  # type: ignore[arg-type]
+        lambda m: ModelEmaV3(torch.compile(m, backend="eager")),  # type: ignore[arg-type]
     ],
-    ids=["module", "swa", "compile", "module of compile"],
+    ids=["module", "ema 2", "ema 3", "dp", "swa", "compile", "module of compile"],
 )
 def test_wrappers_are_taken_off(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model = models.mlp()
@@ -201,6 +218,22 @@ def test_a_compiled_part_does_not_hide_the_head() -> None:
     model = nn.Sequential(*compiled)
     model(X)
     torch.testing.assert_close(gradients_of(model), expected)
+
+
+class Normalised(Wrapper):
+    """A model of its own, although all it holds is called `module`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.module((x - 2) / 3) / 4
+        return output
+
+
+def test_a_model_that_calls_its_one_part_module_is_run_as_it_is() -> None:
+    model = Normalised(models.mlp()).double()
+    expected = looped_gradients(model, nn.CrossEntropyLoss(), X.double(), Y, ["module.2"])
+    torch.testing.assert_close(gradients_of(model, x=X.double()), expected)
+    compiled: Any = torch.compile(model, backend="eager")
+    torch.testing.assert_close(gradients_of(compiled, x=X.double()), expected)
 
 
 def test_a_module_with_more_than_a_child_called_module_is_no_wrapper() -> None:

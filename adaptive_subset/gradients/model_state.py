@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from adaptive_subset.gradients.snapshot import preserved_modules
 
@@ -15,22 +16,35 @@ from adaptive_subset.gradients.snapshot import preserved_modules
 _SHARDED = ("DTensor", "FlatParameter", "FullyShardedDataParallel")
 
 
+# What holds a model in `module` and computes just what that does.
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+# By name, since their packages may not be there, and importing the compiler takes seconds.
+_NAMED = {
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "timm.utils.model_ema.ModelEmaV2": "module",
+    "timm.utils.model_ema.ModelEmaV3": "module",
+    "apex.parallel.distributed.DistributedDataParallel": "module",
+    "deepspeed.runtime.engine.DeepSpeedEngine": "module",
+}
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The user's own module inside DDP, DataParallel, `torch.compile`, EMA and SWA wrappers.
 
     A forward pass through DDP on one rank alone waits for ever, and hooks set on a compiled
-    module never fire. EMA and SWA wrappers are recognised as modules that hold all their
-    parameters in one child named ``module``.
+    module never fire. Only wrappers that are known to compute what their module does are taken
+    off: a model that scales the inputs or outputs of its one child is another function.
     """
-    while True:
-        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        elif [name for name, _ in model.named_children()] == ["module"] and not any(
-            True for _ in model.parameters(recurse=False)
-        ):
-            model = model.get_submodule("module")
-        else:
-            return model
+    while (name := _name_of_inner(model)) is not None:
+        model = model.get_submodule(name)
+    return model
+
+
+def _name_of_inner(model: nn.Module) -> str | None:
+    if isinstance(model, _WRAPPERS):
+        return "module"
+    names = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(model).__mro__)
+    return next((_NAMED[name] for name in names if name in _NAMED), None)
 
 
 def readable(model: Any) -> nn.Module:
