@@ -7,6 +7,7 @@ import functools
 import inspect
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -285,6 +286,49 @@ class HiddenWeights(nn.Module):
 def test_losses_that_couple_samples_are_refused(criterion: Any, target: Tensor) -> None:
     with pytest.raises(ValueError, match=r"`criterion` must be a sum or mean of losses"):
         per_sample_losses(criterion, OUTPUT, target)
+
+
+BY_LABEL = {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0}
+
+
+def looked_up(output: Tensor, target: Tensor) -> Tensor:
+    weights = torch.tensor([BY_LABEL[int(label)] for label in target.numpy()])
+    return (weights * F.cross_entropy(output, target, reduction="none")).mean()
+
+
+def one_hot_of_numpy(output: Tensor, target: Tensor) -> Tensor:
+    hot = torch.from_numpy(np.eye(C)[np.asarray(target) % C])
+    return -(hot * F.log_softmax(output, 1)).sum(1).mean()
+
+
+def real_of_numpy(output: Tensor, target: Tensor) -> Tensor:
+    return (output[:, 0] - torch.from_numpy(target.numpy().astype("f8"))).square().mean()
+
+
+def guarded(output: Tensor, target: Tensor) -> Tensor:
+    """Goes on where vmap has no numbers, with wrong ones."""
+    try:
+        weights = torch.tensor([BY_LABEL[int(label)] for label in target])
+    except RuntimeError:
+        weights = torch.ones(len(target))
+    return (weights * F.cross_entropy(output, target, reduction="none")).mean()
+
+
+@pytest.mark.parametrize("criterion", [looked_up, one_hot_of_numpy, real_of_numpy, guarded])
+def test_a_loss_that_leaves_torch_is_evaluated_in_a_loop(criterion: Any) -> None:
+    criterion = functools.partial(criterion)  # one that was not seen before
+    each = torch.stack([criterion(OUTPUT[i : i + 1], LABELS[i : i + 1]) for i in range(N)])
+    for _ in range(2):
+        torch.testing.assert_close(per_sample_losses(criterion, OUTPUT, LABELS), each)
+        found, _ = weighted_loss(criterion, WEIGHTS, OUTPUT, LABELS)
+        torch.testing.assert_close(found, (WEIGHTS * each).mean())
+
+
+def test_what_a_loss_raises_itself_is_raised() -> None:
+    with pytest.raises(KeyError, match="9"):
+        per_sample_losses(functools.partial(looked_up), OUTPUT, torch.full((N,), 9))
+    with pytest.raises(ValueError, match=r"`criterion` must be a sum or mean of losses"):
+        per_sample_losses(lambda o, t: looked_up(o, t) * o.numpy().mean(), OUTPUT, LABELS)
 
 
 def test_a_batch_of_one_class_does_not_hide_class_weights() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from adaptive_subset.gradients.coupling import Known, coupled, name_of, what_is_known
 from adaptive_subset.gradients.loss_batch import Criterion, LossBatch
@@ -19,6 +20,16 @@ __all__ = ["Criterion", "losses_and_divisor", "per_sample_losses", "sums_of_rows
 
 
 _YES = torch.tensor(True)
+_LOOP = 2  # the last of the ways of `_one_by_one`
+
+
+class _NoNumpy(TorchFunctionMode):
+    """In here numpy is refused: of what `functionalize` hands out it would read foreign memory."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__):
+            raise RuntimeError("There are no numbers in here.")
+        return func(*args, **(kwargs or {}))
 
 
 def per_sample_losses(
@@ -73,6 +84,10 @@ def losses_and_divisor(
     if record.heard is not None and record.heard.item():
         record.failed = record.heard = None
         raise coupled(criterion, record.shapes)
+
+    def later(agrees: Tensor) -> bool:
+        return agrees.is_cuda and record.lasts and not wait
+
     autocast = _autocast_device(batch)
     with nullcontext() if autocast is None else torch.autocast(autocast, enabled=False):
         if batch.is_half or autocast is not None:
@@ -82,13 +97,18 @@ def losses_and_divisor(
         if (each := _unreduced(snapshot, batch)) is None:
             losses = _one_by_one(snapshot, record, batch)
             divisor, agrees = _divisor_of_samples(value, losses.detach(), batch)
+            if record.way < _LOOP and not agrees.is_meta and not later(agrees) and not agrees:
+                # vmap may be what was wrong: the loop is what the criterion says itself.
+                losses = _one_by_one(snapshot, Known(way=_LOOP), batch)
+                divisor, agrees = _divisor_of_samples(value, losses.detach(), batch)
+                record.way = _LOOP if agrees else record.way
         else:
             losses = sums_of_rows(each)
             divisor = _divisor(value, each.detach(), snapshot)
             agrees = _is_sum_of_samples(snapshot, batch, losses.detach()) if check else _YES
     if agrees.is_meta:
         return losses, divisor
-    if agrees.is_cuda and record.lasts and not wait:
+    if later(agrees):
         record.note(agrees, batch.shapes())
     elif not agrees:
         record.batches = 0  # so that it fails again
@@ -162,13 +182,17 @@ def _one_by_one(snapshot: Criterion, record: Known, batch: LossBatch) -> Tensor:
     def loop(*rows: Tensor) -> Tensor:
         return torch.stack([single(*row) for row in zip(*rows, strict=True)])
 
+    def in_torch(*rows: Tensor) -> Tensor:
+        with _NoNumpy():
+            return single(*rows)
+
     vmap = functools.partial(torch.func.vmap, randomness="different")
     # vmap stumbles over writes in place, which `functionalize` removes, and branches on values.
-    ways: list[Criterion] = [vmap(single), vmap(torch.func.functionalize(single)), loop]
-    for way in ways[record.way : -1]:
+    ways: list[Criterion] = [vmap(single), vmap(torch.func.functionalize(in_torch)), loop]
+    for way in ways[record.way : _LOOP]:
         try:
             return sums_of_rows(way(*batch.rows))
-        except (RuntimeError, ValueError):
+        except Exception:  # by numpy or a look-up it may be any
             single(*(row[0] for row in batch.rows))  # what is wrong without vmap too is the user's
             record.way += 1
     return sums_of_rows(loop(*batch.rows))
