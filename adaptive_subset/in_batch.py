@@ -22,6 +22,7 @@ from adaptive_subset.selection import Selection
 from adaptive_subset.strategies import Candidates, Strategy, instance_of
 
 
+@torch.inference_mode(False)  # what is chosen outlives the caller's mode
 def select_in_batch(
     model: nn.Module,
     criterion: Criterion,
@@ -55,8 +56,8 @@ def select_in_batch(
         The selection; its `indices` are rows of the batch and its `loss_weights` have mean one.
 
     Raises:
-        ValueError: a budget that is not in range, or a strategy that takes none or needs more than
-            one batch can tell; see also `GradientSource.read`.
+        ValueError: a budget that is not in range, losses that are not finite, or a strategy that
+            takes no budget or needs more than one batch can tell; see also `GradientSource.read`.
 
     Examples:
         >>> from adaptive_subset import PerEpoch
@@ -86,6 +87,11 @@ def select_in_batch(
         )
     else:
         losses = source.losses(model, criterion)
+        if strategy.needs_losses and not bool(losses.isfinite().all()):
+            raise ValueError(
+                f"`losses` must be finite, got {int((~losses.isfinite()).sum())} of {len(losses)} "
+                "that are infinite or NaN: training has diverged, or the batch holds such numbers."
+            )
         candidates = Candidates(len(losses), losses=losses)
     if not 1 <= budget <= candidates.n:
         raise ValueError(

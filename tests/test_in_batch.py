@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from adaptive_subset import (
     CRAIG,
+    GLISTER,
     AdaptiveSubsetSampler,
     Candidates,
     FreshRandom,
@@ -16,6 +19,7 @@ from adaptive_subset import (
     GradMatch,
     GradMatchPB,
     InfoBatch,
+    OrderDP,
     PerEpoch,
     Selector,
     Strategy,
@@ -177,6 +181,27 @@ def test_a_batch_is_a_small_dataset(strategy: Strategy) -> None:
     assert torch.equal(kept.indices, expected.indices)
     assert torch.allclose(kept.loss_weights, expected.loss_weights)
     assert kept.relative_error == pytest.approx(expected.relative_error)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("strategy", [GLISTER(), GradMatch(), OrderDP()])
+def test_modes_without_gradients_make_no_difference(mode: Any, strategy: Strategy) -> None:
+    net = model()
+    expected = select_in_batch(net, CRITERION, batch(), strategy, 10)
+    with mode():
+        made_inside = [part.clone() for part in batch()]
+        found = select_in_batch(net, CRITERION, made_inside, strategy, 10)
+    assert torch.equal(found.indices, expected.indices)
+    assert not found.weights.is_inference()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_losses_that_are_not_finite_are_refused(bad: float) -> None:
+    x, y = (part.clone() for part in batch())
+    x[5] = bad
+    with pytest.raises(ValueError, match=rf"`losses` must be finite, got 1 of {N}.*diverged"):
+        select_in_batch(nn.Linear(6, CLASSES), CRITERION, (x, y), OrderDP(share=0.25), 10)
+    select_in_batch(nn.Linear(6, CLASSES), CRITERION, (x, y), FreshRandom(), 10)
 
 
 def test_steps_draw_afresh() -> None:

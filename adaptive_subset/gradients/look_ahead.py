@@ -53,7 +53,7 @@ class LastLayer:
             y = targets[start : start + _ROWS].to(moved.device)
             z = (f @ moved.T).requires_grad_()
             with torch.enable_grad():
-                losses = per_sample_losses(self.criterion, z, y)
-            (delta,) = torch.autograd.grad(losses.sum(), z)
+                loss = per_sample_losses(self.criterion, z, y).sum()
+            (delta,) = torch.autograd.grad(loss, z)
             total += delta.T @ f
         return total.flatten().to(step.device)
