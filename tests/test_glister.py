@@ -157,6 +157,36 @@ def test_a_model_that_goes_on_behind_its_last_layer_is_refused() -> None:
         selector.select(Scaled(), 0)
 
 
+class Clamp(nn.Module):
+    """Changes what leaves its last layer where that is large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.Linear(FEATURES, 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x).clamp(-2, 2)
+
+
+@pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss(), lambda o, t: o.logsumexp(1).mean()])
+@pytest.mark.parametrize("large", [None, 0, 4, N - 1])
+def test_a_model_that_goes_on_for_some_samples_only_is_refused(
+    criterion: Any, large: int | None
+) -> None:
+    x, y = sets(3)[0].tensors
+    x = 0.1 * x
+    if large is not None:
+        x[large] *= 1e3
+    data = TensorDataset(x, y)
+    selector = Selector(data, "glister", budget=12, criterion=criterion, batch_size=4)
+    if large is None:
+        selector.select(Clamp(), 0)
+        return
+    with pytest.raises(ValueError, match="`model` must return the output of its one last layer"):
+        selector.select(Clamp(), 0)
+
+
 def test_batches_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     train, _ = sets(3)
     options: dict[str, Any] = {"budget": 12, "criterion": nn.CrossEntropyLoss()}

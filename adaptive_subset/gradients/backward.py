@@ -57,6 +57,7 @@ class Backward:
         self._place = next(model.parameters())
         self._copies = True  # inputs, before the model may write to them
         self._most = 0  # rows of the largest batch so far, whose rows were checked
+        self._ends: bool | Tensor = True  # whether what left the one head left the model
         copies = {
             name: p.detach().clone().requires_grad_(p.is_floating_point())
             for name, p in model.named_parameters()
@@ -114,14 +115,16 @@ class Backward:
             if is_end and features[0].ndim > 2:
                 assert isinstance(self._criterion, TokenLoss)
                 by_formula = self._criterion.slopes(output, copied_to(device, y))
-                return features, leaves, [by_formula], output
+                return features, [by_formula], output
             # The model does something behind its head, or that runs at one position.
             self.recorder.cut = True
             return self(args, kwargs, y)
         output = widened(output)
+        if not is_end:
+            self._compare(leaves, output)
         if self.slopes is not None:
             if self.slopes.takes(output) and is_end:
-                return features, leaves, None, output.detach()
+                return features, None, output.detach()
             self.slopes.flush()  # they come before those of this batch
         if not output.requires_grad:
             raise ValueError(
@@ -138,16 +141,26 @@ class Backward:
             slopes = torch.autograd.grad(losses, leaves, torch.ones_like(losses))
             heads = zip(self.recorder.heads.items(), slopes, strict=True)
             deltas = [by_position(name, module, slope) for (name, module), slope in heads]
-            return features, leaves, deltas, output
+            return features, deltas, output
 
-    def weight(self, leaves: list[Tensor], output: Tensor) -> Tensor | None:
-        """(C, p) of the last layer, None unless what leaves the model is what left its one head.
-
-        A 1×1 convolution's output counts without its one place.
-        """
+    @torch.no_grad()
+    def _compare(self, leaves: list[Tensor], output: Tensor) -> None:
+        """Note whether `output` has the numbers that left the head; no device is waited for."""
+        if self._ends is False:
+            return
         first = leaves[0].to(output.dtype)
         first = first.flatten(1) if output.ndim == 2 else first
-        if len(leaves) > 1 or first.shape != output.shape or not torch.equal(first, output):
+        if len(leaves) > 1 or first.shape != output.shape:
+            self._ends = False
+        else:
+            self._ends = (first == output).all() & self._ends
+
+    def weight(self) -> Tensor | None:
+        """(C, p) of the last layer, None unless what left the model always is what left its head.
+
+        That is of all batches so far. A 1×1 convolution's output counts without its one place.
+        """
+        if not self._ends:
             return None
         ((name, module),) = self.recorder.heads.items()
         if any(key.removeprefix(f"{name}.") in ("weight", "bias") for key in self._written):

@@ -92,7 +92,6 @@ def last_layer_gradients(
     held = place.device if storage_dir is None else torch.device("cpu")
     dtype = storage_dtype or torch.promote_types(place.dtype, torch.float32)
     kept: Factors | Sums | None = None
-    weight: Tensor | None = None
     targets = Rows(size)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -110,14 +109,13 @@ def last_layer_gradients(
                 run = Backward(model, criterion, head, *few, fresh=fresh)
                 stack.enter_context(run.attached())
                 in_pieces = Pieces(run)
-            for features, leaves, deltas, output, labels in in_pieces(args, kwargs, y):
+            for features, deltas, output, labels in in_pieces(args, kwargs, y):
                 if kept is None:
                     biases = run.recorder.biases
                     if any(delta.ndim > 2 for delta in deltas):
                         _check_storage(storage_dtype)
                         kept = Sums(features, deltas, biases, size, sketch, storage_dir)
                     else:
-                        weight = run.weight(leaves, output)
                         kept = Factors(features, deltas, biases, size, dtype, storage_dir)
                         run.slopes = Slopes.of(criterion, output, labels, kept.append_delta)
                     if expect is not None:
@@ -139,6 +137,7 @@ def last_layer_gradients(
                 f"`{name}` must yield each of its {size} samples once, in order, got "
                 f"{len(targets)} samples. Check drop_last, the sampler and the length of the data."
             )
+        weight = run.weight() if run is not None and isinstance(kept, Factors) else None
         return kept.join(), targets.join(), weight
 
 
