@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -487,6 +488,36 @@ def test_the_loss_and_its_gradient_stay_out_of_autocast() -> None:
     assert set(seen) == {(torch.float32, torch.float32)}
     expected = logits.float().softmax(1) - F.one_hot(Y, 4)
     torch.testing.assert_close(found.rows()[0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("criterion", [LOSS, lambda o, t: LOSS(o, t)], ids=["known", "unknown"])
+def test_the_slopes_of_a_half_model_are_not_rounded(dtype: torch.dtype, criterion: Any) -> None:
+    model, x = models.mlp().to(dtype), X.to(dtype)
+    batches = [(x[:5], Y[:5]), (x[5:], Y[5:])]
+    found = last_layer_gradients(model, batches, criterion)[0].rows()[0]
+    logits = torch.cat([model(part) for part, _ in batches]).detach()
+    expected = logits.float().softmax(1) - F.one_hot(Y, 4)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "head"),
+    [
+        (models.Scaled(), None),
+        (models.TwoHeads(), ["head", "head_dist"]),
+        (Behind(), "fc"),
+        (nn.Sequential(nn.Linear(6, 8), LoRA(nn.Linear(8, 4))), None),
+    ],
+    ids=["scaled", "heads", "matrix", "adapter"],
+)
+def test_a_half_model_goes_on_behind_its_head_in_its_own_dtype(
+    model: nn.Module, head: Head | None
+) -> None:
+    exact = gradients_of(model, head, X.float())
+    half = gradients_of(copy.deepcopy(model).bfloat16(), head, X.float())
+    assert half.dtype == torch.float32
+    assert (half - exact).norm() < 0.1 * exact.norm()
 
 
 def test_a_tail_of_matrices_runs_under_autocast() -> None:

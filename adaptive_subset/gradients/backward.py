@@ -119,9 +119,11 @@ class Backward:
             # The model does something behind its head, or that runs at one position.
             self.recorder.cut = True
             return self(args, kwargs, y)
-        output = widened(output)
         if not is_end:
+            output = widened(output)
             self._compare(leaves, output)
+        elif output.dtype != leaves[0].dtype:  # a gradient through the cast would be rounded
+            output = leaves[0].clone()
         if self.slopes is not None:
             if self.slopes.takes(output) and is_end:
                 return features, None, output.detach()

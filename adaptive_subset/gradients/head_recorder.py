@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptive_subset.gradients.head_checks import by_position
+from adaptive_subset.gradients.loss_batch import widened
 
 
 class HeadRecorder:
@@ -61,12 +62,14 @@ class HeadRecorder:
                 return output
             # Parameters are frozen, so that only another head upstream gives it a graph.
             leaf = output if output.requires_grad else output.detach()
-            if torch.is_autocast_enabled(leaf.device.type):
-                leaf = leaf.float()  # else ∂ℓ/∂z would be rounded to half precision
+            leaf = widened(leaf)  # else ∂ℓ/∂z would be rounded to half precision
             leaf = leaf if leaf.requires_grad else leaf.requires_grad_()
             self._seen.setdefault(name, []).append((features, leaf))
+            # Without autocast the layers behind the head take no other dtype than their own.
+            autocast = torch.is_autocast_enabled(leaf.device.type)
             # A copy, since an in-place activation behind the head would change what was recorded.
-            self._last, self._version = leaf.clone(), 0
+            self._last = leaf.to(leaf.dtype if autocast else output.dtype, copy=True)
+            self._version = 0
             return self._last
 
         return record
