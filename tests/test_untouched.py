@@ -64,6 +64,7 @@ class Memory(nn.Module):
         self.fc = nn.Linear(6, 4)
         self.calls = torch.zeros(3)  # no buffer
         self.queue: deque[int] = deque([1, 2], maxlen=4)
+        self.seen = [np.array([1.0, np.nan])]
         self.nested: Any = {
             "stats": [torch.zeros(2), {"seen": {1, 2}}],
             "pair": (torch.ones(2), []),
@@ -76,6 +77,7 @@ class Memory(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         self.queue.append(len(x))
+        self.seen[0] += len(x)
         self.nested["stats"][0].add_(1)
         self.nested["stats"][1]["seen"].add(len(x))
         self.nested["pair"][1].append(x)
@@ -91,6 +93,7 @@ def held(model: Memory) -> Any:
         {
             "calls": model.calls,
             "queue": list(model.queue),
+            "seen": model.seen[0].tobytes(),
             "nested": model.nested,
             "generators": [
                 model.generator.get_state(),
@@ -111,7 +114,7 @@ def test_what_a_module_holds_is_put_back_at_any_depth() -> None:
     assert after["nested"]["stats"][1] == before["nested"]["stats"][1]
     assert after["nested"].keys() == before["nested"].keys()
     torch.testing.assert_close(after["nested"]["pair"], before["nested"]["pair"], rtol=0, atol=0)
-    for key in ("queue", "training"):
+    for key in ("queue", "seen", "training"):
         assert after[key] == before[key]
     assert torch.equal(after["generators"][0], before["generators"][0])
     assert after["generators"][1:] == before["generators"][1:]
@@ -128,6 +131,19 @@ def test_a_tensor_that_changed_its_size_is_put_back() -> None:
         buffer.resize_(5).fill_(7)
     assert torch.equal(buffer, torch.arange(3.0))
     assert model.queue is buffer
+
+
+def test_arrays_are_put_back_in_their_shape_and_none_that_are_read_only_are_written_to() -> None:
+    model: Any = nn.Module()
+    model.grown, model.fixed = np.arange(3), np.arange(4)
+    model.fixed.flags.writeable = False
+    grown = model.grown
+    with preserved_modules(model):
+        grown.resize(5, refcheck=False)
+        grown += 7
+    assert model.grown is grown
+    assert grown.tolist() == [0, 1, 2]
+    assert model.fixed.tolist() == [0, 1, 2, 3]
 
 
 class Weighty(nn.Module):
@@ -150,6 +166,37 @@ def test_parameters_that_a_forward_pass_writes_to_are_copies() -> None:
     found = run(model)
     torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
     assert [p._version for p in model.parameters()] == versions
+    model(X)  # from now on it changes nothing but roundings
+    torch.testing.assert_close(found, run(model))
+
+
+class WrittenByData(Weighty):
+    """Writes to its parameters past autograd, in the way called `how`."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        for weight in (self.body.weight, self.fc.weight):
+            if self.how == "clamp":
+                weight.data.clamp_(-0.2, 0.2)
+            elif self.how == "copy":
+                weight.data.copy_(nn.functional.normalize(weight.data, dim=1))
+            else:
+                weight.data = nn.functional.normalize(weight.data, dim=1)
+        return self.fc(self.body(x))
+
+
+@pytest.mark.parametrize("how", ["clamp", "copy", "assign"])
+def test_parameters_that_are_written_to_by_data_are_copies(how: str) -> None:
+    model = WrittenByData(how)
+    state = copy.deepcopy(model.state_dict())
+    places = [p.data_ptr() for p in model.parameters()]
+    found = run(model)
+    assert last_layer_gradients(model, [(X, Y)], nn.CrossEntropyLoss())[2] is None
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+    assert [p.data_ptr() for p in model.parameters()] == places
     model(X)  # from now on it changes nothing but roundings
     torch.testing.assert_close(found, run(model))
 

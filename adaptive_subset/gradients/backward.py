@@ -62,7 +62,7 @@ class Backward:
             name: p.detach().clone().requires_grad_(p.is_floating_point())
             for name, p in model.named_parameters()
         }
-        untouched = {name: copy._version for name, copy in copies.items()}
+        untouched = {name: (copy._version, copy.data_ptr()) for name, copy in copies.items()}
         self.most = sys.maxsize  # samples to run at once
 
         def first() -> Tensor:
@@ -79,7 +79,13 @@ class Backward:
         by_formula = last and type(criterion) is TokenLoss and is_as_made(criterion)
         self.recorder = HeadRecorder(heads, cut=not by_formula)
         # A model that writes to its parameters in a forward pass goes on writing to copies.
-        self._written = {name for name, p in copies.items() if p._version != untouched[name]}
+        # A version does not count what is written through `.data`.
+        self._written = {
+            name
+            for name, p in model.named_parameters()
+            if (copies[name]._version, copies[name].data_ptr()) != untouched[name]
+            or not torch.equal(copies[name], p)
+        }
         self.slopes: Slopes | None = None  # of batches whose output is what left the head
         self._parameters: dict[str, Tensor] | None = None  # instead of the model's own
         if self._written or not can_freeze(model):

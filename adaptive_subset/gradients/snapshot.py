@@ -22,8 +22,8 @@ def preserved_modules(*modules: Any) -> Iterator[None]:
 
     That is, of every module that is reachable through attributes and containers, also of one that
     is no registered child: training flags, hooks, attributes that a forward pass sets, what
-    containers hold at any depth, and buffers and other tensors, bit for bit. Parameters are not
-    copied: a pass hands out its own, see `last_layer_gradients`.
+    containers hold at any depth, and buffers, other tensors and NumPy arrays, bit for bit.
+    Parameters are not copied: a pass hands out its own, see `last_layer_gradients`.
     """
     reached = _reached(modules, _held)
     contents = [(value, _content(value)) for value in reached if _is_mutable(value)]
@@ -35,10 +35,19 @@ def preserved_modules(*modules: Any) -> Iterator[None]:
         and value.layout == torch.strided
         and value.device.type != "meta"
     ]
+    arrays = [
+        (value, value.copy())
+        for value in reached
+        if isinstance(value, np.ndarray) and value.flags.writeable
+    ]
     with _preserved_generators(reached):
         try:
             yield
         finally:
+            for array, kept in arrays:
+                if array.shape != kept.shape:
+                    array.resize(kept.shape, refcheck=False)
+                np.copyto(array, kept)
             for container, content in contents:
                 container.clear()
                 (container.update if isinstance(container, (dict, set)) else container.extend)(
