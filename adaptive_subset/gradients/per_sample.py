@@ -41,8 +41,9 @@ def per_sample_losses(
     is behind the batch dimension is added up; class weights and ignored labels are in ℓ then. That
     samples do not depend on one another is checked on batches 1, 2, 4, 8, …, unless the criterion
     is one of torch's own. Any other criterion is evaluated on batches of one by
-    `torch.func.vmap`, or in a loop where vmap cannot, and the value of every batch is compared
-    with theirs. Outputs in half precision are taken to float32 first, outside autocast.
+    `torch.func.vmap`, or in a loop where vmap cannot or gives other values, and the value of every
+    batch is compared with theirs. Outputs in half precision are taken to float32 first, outside
+    autocast.
 
     Args:
         criterion: ``criterion(output, target)``, a module or a function; it is left as it is, its
