@@ -148,6 +148,7 @@ def test_rolling_back_by_hand_takes_all(use: Callable[[AdaptiveSubsetSampler], A
     del kept
 
 
+@pytest.mark.filterwarnings("ignore:the subset of epoch 0 is read for the third time")
 def test_a_sampler_in_use_can_be_copied_and_pickled() -> None:
     sampler = make()
     sampler.maybe_reselect(models.mlp(), 0)

@@ -90,8 +90,11 @@ class CRAIG(Strategy):
             raise ValueError(f"`memory` must be at least 0 GiB, got {self.memory}.")
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
-        """See `Strategy.select`; `Choice.objective` is the sum of distances that is left."""
+        """See `Strategy.select`; `Choice.objective` is the sum of distances that is left.
 
+        Raises:
+            ValueError: validation samples of no class that is chosen from.
+        """
         choice = by_problem(
             candidates,
             budget,
