@@ -17,6 +17,8 @@ try:
 except ImportError as error:
     raise extra_is_missing(error, "lightning") from error
 
+_NEW = {"is_new": True}  # Lightning leaves out states that are empty
+
 
 class SubsetCallback(pl.Callback):
     """Trains a LightningModule on the adaptive subset of its training data.
@@ -163,11 +165,16 @@ class SubsetCallback(pl.Callback):
         self._subset.batches = self._subset.length
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {} if self._subset is None else self._subset.state_dict()
-        return state
+        if self._subset is None:
+            return dict(_NEW if self._loaded is None else self._loaded)
+        return self._subset.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict  # the data are not known yet
+        self._loaded = None if state_dict == _NEW else state_dict  # the data are not known yet
+        if self._subset is not None and self._undo:
+            # A tuner has trained on it and goes back; with the next loader there is another one.
+            self._undo.pop()()
+            self._subset = None
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -17,8 +17,9 @@ from accelerate.utils import DataLoaderConfiguration
 from adaptive_subset.integrations.accelerate_loader import SubsetLoader
 from adaptive_subset.integrations.lightning_callback import SubsetCallback
 from adaptive_subset.integrations.transformers_trainer import FILE, SubsetTrainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector
@@ -207,6 +208,35 @@ def test_lightning_refuses_the_checkpoints_of_others(tmp_path: Path) -> None:
     torch.save(saved, tmp_path / "foreign.ckpt")
     with pytest.raises(ValueError, match="must be of a run with this SubsetCallback"):
         fit(Task(), SubsetCallback(**SUBSET), path=tmp_path / "foreign.ckpt")
+
+
+@pytest.mark.parametrize("kind", [Task, Scheduled])
+def test_lightning_trains_after_a_search_as_without_one(kind: type[Task], tmp_path: Path) -> None:
+    def loader() -> DataLoader[Any]:
+        return DataLoader(Pairs(), batch_size=BATCH, shuffle=True)
+
+    def trainer(*callbacks: Any) -> Any:
+        quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False}
+        quiet |= {"enable_checkpointing": False, "default_root_dir": tmp_path}
+        chosen = [SubsetCallback(**SUBSET), *callbacks]
+        return pl.Trainer(max_epochs=3, callbacks=chosen, accelerator="cpu", **quiet)
+
+    class Found(kind):  # type: ignore[misc,valid-type]
+        lr = 0.1
+
+    plain, task, other = kind(), Found(), Found()
+    fit(plain, SubsetCallback(**SUBSET))
+    search: dict[str, Any] = {"update_attr": False}  # of more than two of the epochs of 3 steps
+    tuned, criterion = trainer(), task.criterion
+    Tuner(tuned).lr_find(task, loader(), num_training=7, **search)
+    assert task.criterion is criterion
+    assert not list(tmp_path.glob(".lr_find*"))
+    task.seen.clear()
+    tuned.fit(task, loader())
+    assert task.seen == plain.seen
+    assert torch.equal(vector(task), vector(plain))
+    trainer(LearningRateFinder(num_training_steps=7, **search)).fit(other, loader())
+    assert torch.equal(vector(other), vector(plain))  # of a search at the start of the fit too
 
 
 # ---- Hugging Face's Trainer
