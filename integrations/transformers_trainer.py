@@ -193,6 +193,13 @@ def _check_arguments(args: Any, dataset: Any, criterion: Any) -> None:
             '`criterion` must be a TokenLoss("mean"), since the Trainer weighs batches by their '
             f'labels, got "{criterion.reduction}".'
         )
+    bound = getattr(criterion, "keywords", {})  # of a functools.partial
+    reduction = getattr(criterion, "reduction", bound.get("reduction", "mean"))
+    if reduction not in ("mean", "batchmean"):
+        raise ValueError(
+            "`criterion` must be a mean over the labels of a batch, by whose number the Trainer "
+            f'weighs it, got reduction={reduction!r}. Pass a loss with reduction="mean".'
+        )
     if dataset is None:
         raise ValueError("`train_dataset` must be given, a subset is chosen of it, got None.")
     if args.label_smoothing_factor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,14 @@ from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainingArguments
 
-from adaptive_subset import GradMatch, InfoBatch, OrderDP, WeightedTarget
+from adaptive_subset import (
+    GradMatch,
+    InfoBatch,
+    OrderDP,
+    PixelLoss,
+    TokenLoss,
+    WeightedTarget,
+)
 from tests.framework_recipes import BATCH, Fields, Pairs, WithLoss, net
 
 pytestmark = [
@@ -261,6 +269,12 @@ def trainer_of(folder: Path, **options: Any) -> Any:
     [
         ({"compute_loss_func": print}, "`compute_loss_func` must be left out"),
         ({"train_dataset": None}, "`train_dataset` must be given"),
+        ({"criterion": nn.CrossEntropyLoss(reduction="sum")}, "be a mean .* got reduction='sum'"),
+        ({"criterion": nn.CrossEntropyLoss(reduction="none")}, "be a mean .* got reduction='none'"),
+        ({"criterion": partial(F.cross_entropy, reduction="sum")}, "got reduction='sum'"),
+        ({"criterion": TokenLoss("sum")}, 'got "sum"'),
+        ({"criterion": TokenLoss("mean-per-sample")}, 'got "mean-per-sample"'),
+        ({"criterion": PixelLoss("mean-per-sample")}, "got reduction='mean-per-sample'"),
         ({"training": {"label_smoothing_factor": 0.1}}, "`label_smoothing_factor` must be 0"),
         (
             {"training": {"train_sampling_strategy": "sequential"}},
@@ -282,6 +296,14 @@ def test_the_trainer_refuses(options: Any, message: str, tmp_path: Path) -> None
 
     with pytest.raises(ValueError, match=message):
         trainer_of(tmp_path, model=Model(), **options)
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [nn.KLDivLoss(reduction="batchmean"), partial(F.cross_entropy, reduction="mean"), TokenLoss()],
+)
+def test_the_trainer_takes_any_mean(criterion: Any, tmp_path: Path) -> None:
+    assert trainer_of(tmp_path, criterion=criterion).subset.criterion.criterion is criterion
 
 
 def test_the_trainer_needs_labels_and_logits(tmp_path: Path) -> None:
