@@ -537,6 +537,18 @@ def test_selections_that_cost_more_than_they_save_are_reported(
         sampler.maybe_reselect(net, 1)  # a warning would be an error
 
 
+def test_nothing_is_said_of_costs_where_no_epoch_was_read_to_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("time.perf_counter", clock)
+    sampler, net = make(Slow(clock, 1.6), every=1), model()
+    for epoch in range(3):  # what the smaller epochs saved is not known; a warning is an error
+        sampler.maybe_reselect(net, epoch)
+        for _ in zip(range(len(sampler)), sampler, strict=False):  # leaves at the last index
+            clock.now += 0.1
+
+
 @pytest.mark.parametrize("strategy", [GradMatch(), GradMatchPB(batch_size=4)])
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_ranks_get_disjoint_shares_of_one_selection(strategy: Any, epoch: int) -> None:

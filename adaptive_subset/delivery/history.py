@@ -28,10 +28,14 @@ class History:
         self.selections.append(selection.summary())
 
     def warn_if_wasteful(self, every: int) -> None:
-        """Say so once where selections took longer than the smaller epochs saved."""
+        """Say so once where selections took longer than the smaller epochs saved.
+
+        Seconds are known of epochs that are read to their end; without any nothing is said.
+        """
         spent = sum(entry["forward_seconds"] + entry["solver_seconds"] for entry in self.selections)
         saved = self.train_seconds * (self._n / self.selections[-1]["size"] - 1)
-        if not self._warned and len(self.selections) > 1 and spent > saved:
+        is_known = len(self.selections) > 1 and self.train_seconds > 0
+        if not self._warned and is_known and spent > saved:
             self._warned = True
             warnings.warn(
                 f"selections have taken {spent:.3g} s so far, more than the {saved:.3g} s that the "
