@@ -83,6 +83,11 @@ MIXIN = {
     "import SubsetTrainer": "import SubsetMixin",
     "import TrainingArguments": "import Trainer, TrainingArguments",
 }
+# What the page says under torchdata's recipe, in place of a state after each step.
+NEXT = "sampler.set_epoch(epoch + 1)"
+SAVE = "save({name: part.state_dict() for name, part in parts.items()})"
+SAVE_WITHOUT = f'{SAVE[:-2]} if name != "loader"}})'
+SAVED_AFTER = {f"        {SAVE}\n": f"    {NEXT}\n    {SAVE_WITHOUT}\n"}
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,9 @@ LOOPS = [
     Loop(TORCHDATA, "killed between two selections", killed_after=7),
     Loop(TORCHDATA, "killed in the epoch of a selection, 2 workers", given={"workers": 2},
          killed_after=16),
+    Loop(TORCHDATA, "saved after an epoch", killed_after=2, changes=SAVED_AFTER),
+    Loop(TORCHDATA, "saved before the epoch of a selection, 2 workers", given={"workers": 2},
+         killed_after=5, changes=SAVED_AFTER),
     Loop(IGNITE, "as above"),
     Loop(IGNITE, "2 workers", given={"workers": 2}),
     Loop(IGNITE, "without the handler", NOT_DUE,
@@ -246,5 +254,8 @@ def test_loops(loop: Loop, tmp_path: Path) -> None:
 
 
 def test_the_page_has_the_table() -> None:
-    rows = re.findall(r"^\| (\w.*) \| (.*) \| (.*) \|$", PAGE.read_text("utf-8"), re.MULTILINE)
+    page = PAGE.read_text("utf-8")
+    assert f"`{NEXT}`" in page
+    assert f"`{SAVE_WITHOUT}`" in page
+    rows = re.findall(r"^\| (\w.*) \| (.*) \| (.*) \|$", page, re.MULTILINE)
     assert rows[-len(LOOPS) :] == [(loop.recipe, loop.says, loop.outcome) for loop in LOOPS]

@@ -147,7 +147,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that the next iteration is for. Never selects.
 
-        After `maybe_reselect` it may only repeat what that was called with.
+        Until the epoch is over it may only repeat what `maybe_reselect` was called with.
         """
         self._clock.set(epoch)
 
