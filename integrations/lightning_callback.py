@@ -167,7 +167,8 @@ class SubsetCallback(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         if self._subset is None:
             return dict(_NEW if self._loaded is None else self._loaded)
-        return self._subset.state_dict()
+        state: dict[str, Any] = self._subset.state_dict()
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = None if state_dict == _NEW else state_dict  # the data are not known yet

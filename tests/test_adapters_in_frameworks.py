@@ -20,7 +20,7 @@ from adaptive_subset.integrations.lightning_callback import SubsetCallback
 from adaptive_subset.integrations.transformers_trainer import FILE, SubsetTrainer
 from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.tuner.tuning import Tuner
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector

@@ -537,6 +537,16 @@ def test_selections_that_cost_more_than_they_save_are_reported(
         sampler.maybe_reselect(net, 1)  # a warning would be an error
 
 
+def test_a_weighted_loss_of_resampled_indices_names_the_bare_one() -> None:
+    sampler = make(weighting="resample")
+    net = model()
+    sampler.maybe_reselect(net, 0)
+    x, y = next(iter(DataLoader(sampler.dataset, batch_size=5, sampler=sampler)))
+    loss = WeightedLoss(nn.CrossEntropyLoss(), sampler.selector)
+    with pytest.raises(RuntimeError, match=r'`weighting="resample"` has none, .* bare loss'):
+        loss(net(x), y)
+
+
 def test_nothing_is_said_of_costs_where_no_epoch_was_read_to_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

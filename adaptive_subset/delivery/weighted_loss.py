@@ -274,6 +274,7 @@ def _lost(targets: list[Any]) -> RuntimeError:
         f"{got}. Read the data by `DataLoader(sampler.dataset, sampler=sampler)`, both of them, or "
         "by `sampler.attach(loader)`. A collate function that builds new targets keeps the weights "
         "by `retag(collate_fn)`, an operation that builds them anew or writes to them by "
-        "`WeightedTarget.like(tensor, target)`. To evaluate, use "
-        "torch.no_grad(), or the bare loss: `criterion.criterion(output, target)`."
+        '`WeightedTarget.like(tensor, target)`. `weighting="resample"` has none, and is for the '
+        "bare loss, `criterion.criterion(output, target)`. To evaluate, use torch.no_grad(), or "
+        "the bare loss."
     )
