@@ -104,6 +104,7 @@ class LossRecord:
             RuntimeError: no loss holds it, a whole epoch noted none, or most of what was noted
                 since the last time were losses of mixed samples.
         """
+        self._enter_own()
         rows, mixed, self._rows, self._mixed = self._rows, self._mixed, 0, 0
         is_due, self._is_due = self._is_due, False
         if mixed > rows / 2:
@@ -112,7 +113,7 @@ class LossRecord:
                 f"of each, got mixtures, or targets without an index, in {mixed} of {rows} rows. "
                 f"{_INSTEAD}"
             )
-        if not bool(self.values.isnan().all()):
+        if not bool(self._values.isnan().all()):
             return
         if not is_held:
             raise RuntimeError(

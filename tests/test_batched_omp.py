@@ -23,6 +23,7 @@ from adaptive_subset.strategies.solvers.greedy_path import OMPResult
 from adaptive_subset.strategies.solvers.matching_pursuit import omp
 from adaptive_subset.strategies.solvers.recorded import LOOK
 from tests.operations import WAITS, Counting
+from tests.test_omp import NEAR_ROUNDING, of_few_ranks
 
 ROOM = 2.0**30
 both_signs = pytest.mark.parametrize("nonnegative", [True, False], ids=["nonnegative", "signed"])
@@ -216,16 +217,8 @@ def test_the_walk_towards_a_new_fit_ends_at_its_first_boundary(device: torch.dev
 def test_what_rounding_spoils_is_left_to_the_solver_for_one(
     seed: int, nonnegative: bool, device: torch.device
 ) -> None:
-    # Gradients of few ranks in float32 and a ridge near their rounding.
-    generator = torch.Generator().manual_seed(seed)
-
-    def product(columns: int) -> Tensor:
-        left = torch.randn(100, 1, generator=generator) ** 3
-        return left @ torch.randn(1, columns, generator=generator)
-
-    delta = product(3).softmax(1) - torch.eye(3)[torch.arange(100) % 3]
-    gradients = FactoredGradients([(delta, product(60))])
+    gradients = of_few_ranks(seed)
     mean, target = float(gradients.squared_norms().mean()), gradients.sum()
-    problems = [on(device, (gradients, target, 90, s * mean)) for s in (1e-6, 1.5e-6, 3e-6)]
+    problems = [on(device, (gradients, target, 90, s * mean)) for s in NEAR_ROUNDING]
     for found in omp_together(problems, device, nonnegative=nonnegative, room=ROOM):
         assert found is None or found.residual < float(target @ target)

@@ -532,10 +532,8 @@ def test_arguments_out_of_range_are_named(changed: dict[str, object], message: s
         solve(**(arguments | changed))  # type: ignore[arg-type]
 
 
-@both_signs
-@pytest.mark.parametrize("seed", range(24, 44))
-def test_a_ridge_near_the_rounding_of_the_atoms_is_no_trouble(seed: int, nonnegative: bool) -> None:
-    # Gradients of few ranks in float32: what is left of an atom may round to below −λ.
+def of_few_ranks(seed: int) -> FactoredGradients:
+    """A hundred gradients in float32; what is left of one beside others may round to below −λ."""
     generator = torch.Generator().manual_seed(seed)
 
     def product(columns: int) -> Tensor:
@@ -543,9 +541,18 @@ def test_a_ridge_near_the_rounding_of_the_atoms_is_no_trouble(seed: int, nonnega
         return left @ torch.randn(1, columns, generator=generator)
 
     delta = product(3).softmax(1) - torch.eye(3)[torch.arange(100) % 3]
-    gradients = FactoredGradients([(delta, product(60))])
+    return FactoredGradients([(delta, product(60))])
+
+
+NEAR_ROUNDING = (1e-6, 1.5e-6, 3e-6)  # ridges, in units of their mean squared norm
+
+
+@both_signs
+@pytest.mark.parametrize("seed", range(24, 44))
+def test_a_ridge_near_the_rounding_of_the_atoms_is_no_trouble(seed: int, nonnegative: bool) -> None:
+    gradients = of_few_ranks(seed)
     mean, target = float(gradients.squared_norms().mean()), gradients.sum().numpy()
-    for share in (1e-6, 1.5e-6, 3e-6):
+    for share in NEAR_ROUNDING:
         found = omp(
             *(atoms_of(gradients), target, 90),
             ridge=share * mean,

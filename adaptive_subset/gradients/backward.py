@@ -16,12 +16,10 @@ from adaptive_subset.gradients.head_checks import by_position, check_rows, weigh
 from adaptive_subset.gradients.head_recorder import HeadRecorder
 from adaptive_subset.gradients.loss_batch import widened
 from adaptive_subset.gradients.model_io import (
-    check_arguments,
     check_one_row_each,
     copied_to,
-    logits_of,
     part,
-    to_model,
+    run_model,
 )
 from adaptive_subset.gradients.model_state import can_freeze, frozen
 from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
@@ -101,14 +99,9 @@ class Backward:
             yield
 
     def _forward(self, parameters: dict[str, Tensor] | None, args: Any, kwargs: Any) -> Tensor:
-        args, kwargs = to_model((args, kwargs), self._place, copies=self._copies)
-        try:
-            if parameters is None:
-                return logits_of(self._model(*args, **kwargs))
-            return logits_of(torch.func.functional_call(self._model, parameters, args, kwargs))
-        except TypeError:
-            check_arguments(self._model, args, kwargs)
-            raise
+        return run_model(
+            *(self._model, args, kwargs, self._place), parameters=parameters, copies=self._copies
+        )
 
     def __call__(self, args: Any, kwargs: Any, y: Tensor) -> tuple[Any, ...]:
         self.recorder.clear()

@@ -71,7 +71,34 @@ def to_model(inputs: Any, place: Tensor, *, copies: bool = True) -> Any:
     return _mapped(inputs, moved)
 
 
-def check_arguments(model: nn.Module, args: Any, kwargs: Any) -> None:
+def run_model(
+    model: nn.Module,
+    args: Any,
+    kwargs: Any,
+    place: Tensor,
+    *,
+    parameters: dict[str, Tensor] | None = None,
+    copies: bool = True,
+) -> Tensor:
+    """The logits of `model` for what an item holds beside its target, see `to_model`.
+
+    Args:
+        parameters: in place of the model's own, by name; None for these.
+
+    Raises:
+        TypeError: items hold other things than the model takes, or it returns no tensor.
+    """
+    args, kwargs = to_model((args, kwargs), place, copies=copies)
+    try:
+        if parameters is None:
+            return logits_of(model(*args, **kwargs))
+        return logits_of(torch.func.functional_call(model, parameters, args, kwargs))
+    except TypeError:
+        _check_arguments(model, args, kwargs)
+        raise
+
+
+def _check_arguments(model: nn.Module, args: Any, kwargs: Any) -> None:
     """Raise a TypeError where an item holds other things than the model takes.
 
     For a call that has failed: hooks before it may change what a model is called with.

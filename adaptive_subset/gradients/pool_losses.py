@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from adaptive_subset.gradients.coupling import raise_what_was_found
 from adaptive_subset.gradients.loss_batch import check_takes_two, widened
 from adaptive_subset.gradients.model_io import (
-    check_arguments,
     check_one_row_each,
     copied_to,
-    logits_of,
+    run_model,
     targets_of,
-    to_model,
 )
 from adaptive_subset.gradients.model_state import evaluating, readable
 from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
@@ -59,13 +57,7 @@ def pool_losses(
             y = copied_to(place.device, targets_of(y, name))
             if len(y) == 0:
                 continue
-            try:
-                output = widened(
-                    logits_of(model(*to_model(args, place), **to_model(kwargs, place)))
-                )
-            except TypeError:
-                check_arguments(model, args, kwargs)
-                raise
+            output = widened(run_model(model, args, kwargs, place))
             check_one_row_each(output, len(y))
             with torch.autocast(place.device.type, enabled=False):
                 found.append(per_sample_losses(criterion, output, y, wait=False).float())
