@@ -210,17 +210,11 @@ def groups_of(groups: Any, n: int, strategy: Strategy) -> Tensor | None:
 
     Raises:
         TypeError: they are no whole numbers.
-        ValueError: not one for each sample, or for a strategy that does not divide by them.
+        ValueError: not one for each sample, some for a strategy that does not divide by them, or
+            none for one that must.
     """
-    if groups is None:
-        return None
-    if not strategy.divides:
-        raise ValueError(
-            "`groups` must be left out for a strategy that chooses from all samples at once, got "
-            f"some for {strategy!r}. Use one that divides by them: GradMatch(), CRAIG() or "
-            "GLISTER() without a global scope, or a PerEpoch."
-        )
-    return group_of_each(groups, n)
+    strategy.check_groups(given=groups is not None)
+    return None if groups is None else group_of_each(groups, n)
 
 
 def source_of(

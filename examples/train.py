@@ -59,6 +59,7 @@ def subset_sampler(
         fraction=None if strategy.sizes_itself else options.fraction,
         pool=images.plain,  # choose by the images as they are, not augmented
         pool_fraction=options.pool_fraction if strategy.needs_gradients else 1.0,
+        groups=images.train.labels if strategy.needs_groups else None,
         num_workers=options.workers,
         seed=seed,
     )

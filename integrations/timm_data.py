@@ -98,6 +98,27 @@ class EvaluationImages(Dataset[Any]):
         except Exception:  # readers of archives and tables know none, each in its own way
             return set()
 
+    def labels(self) -> list[Any]:
+        """The label of each image, without reading one.
+
+        Raises:
+            Refusal: the dataset does not tell.
+        """
+        holder: Any
+        for holder in (getattr(self.dataset, "reader", None), self.dataset):
+            if hasattr(holder, "iter_targets"):
+                return list(holder.iter_targets())
+            if (targets := getattr(holder, "targets", None)) is not None:
+                return list(targets)
+            if (samples := getattr(holder, "samples", None)) is not None:
+                return [label for _, label in samples]
+        raise Refusal(
+            "--subset-strategy balanced must know the labels of all images in advance, got "
+            f"{type(getattr(self.dataset, 'reader', self.dataset)).__name__}, which does not tell "
+            "them. Use a folder or tar file with a folder for each class, or a dataset of "
+            "torchvision."
+        )
+
 
 def evaluation_transform(
     create_loader: Callable[..., Any], training: dict[str, Any], evaluation: dict[str, Any]

@@ -107,6 +107,7 @@ class TimmSubset:
             tolerance=args.subset_tolerance,
             pool=self._pool,
             pool_fraction=1.0 if share is None else share,
+            groups=self._pool.labels() if self._strategy.needs_groups else None,
             seed=args.seed,
             **self._reading,
         )

@@ -94,7 +94,8 @@ def test_every_strategy_trains(device: torch.device, name: str) -> None:
     fields = {field.name for field in dataclasses.fields(kind)}
     given = {"batch_size": 8, "epochs": 4}
     strategy = kind(**{name: given[name] for name in given.keys() & fields})
-    run = Run(device, strategy, **({"fraction": None} if strategy.sizes_itself else {}))
+    options: dict[str, Any] = {"fraction": None} if strategy.sizes_itself else {}
+    run = Run(device, strategy, groups=Y if strategy.needs_groups else None, **options)
     for number in range(2):
         losses = run.epoch(number)
         assert losses

@@ -14,6 +14,7 @@ from adaptive_subset import (
     CRAIG,
     CRAIGPB,
     GLISTER,
+    Balanced,
     Candidates,
     Choice,
     FreshRandom,
@@ -369,8 +370,13 @@ def test_what_chooses_from_all_at_once_takes_no_groups(strategy: Any) -> None:
 
 def test_equal_shares_are_those_of_something() -> None:
     strategy = PerEpoch(draw=draws.Proportional(), shares="equal")
-    with pytest.raises(ValueError, match=r'`shares` must be "proportional" where nothing divides'):
-        strategy.choose(Candidates(N, losses=LOSSES), 30, seed=0, epoch=0)
+    for build in (
+        lambda: strategy.choose(Candidates(N, losses=LOSSES), 30, seed=0, epoch=0),
+        lambda: Selector(REGRESSION, Balanced(), budget=30),  # not after half of the training
+        lambda: select_in_batch(models.mlp(), nn.MSELoss(), REGRESSION[:], strategy, 30),
+    ):
+        with pytest.raises(ValueError, match=r"`groups` must say what divides .* groups=labels"):
+            build()
     with pytest.raises(ValueError, match=r'`shares` must be "proportional" for a draw that sizes'):
         PerEpoch(draw=draws.BelowMeanDropped(), shares="equal")
     with pytest.raises(ValueError, match="`shares` must be"):

@@ -169,6 +169,7 @@ def test_the_table_is_what_the_methods_are() -> None:
         "loss-sampling": PerEpoch(last, draws.Proportional(0.5)),
         "order-dp": PerEpoch(last, draws.LargestOfPool(0.6)),
         "borderline": PerEpoch(scores.ThresholdCloseness(), draws.LargestOfPool(0.6)),
+        "balanced": PerEpoch(equal, draws.Proportional(), shares="equal"),
         "infobatch": PerEpoch(last, half, sizes.FullAtEnd(None)),
         "infobatch-by-batch": PerEpoch(batch, half, sizes.FullAtEnd(None)),
         "seta": PerEpoch(last, window, sizes.FullAtEnd(None, fraction=0.9)),

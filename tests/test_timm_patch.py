@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import shutil
 import subprocess
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from adaptive_subset.integrations import timm_data, timm_model, timm_patch
+from adaptive_subset.integrations import timm_data, timm_flags, timm_model, timm_patch
 from timm.data import AugMixDataset, create_dataset, create_loader
 from timm.data.distributed_sampler import RepeatAugSampler
 
@@ -161,6 +162,36 @@ def test_the_pool_is_the_training_set_as_evaluation_sees_it(images, splits):
     assert torch.equal(seen[1], expected[1])
     assert dataset.transform.transforms == transform.transforms
     assert len(next(iter(training))[0]) == max(1, splits) * 5
+
+
+def test_labels_are_known_without_reading_an_image(images):
+    dataset = create_dataset("", str(images / "train"))
+    expected = [label for _, label in dataset]
+    assert timm_data.EvaluationImages(dataset).labels() == expected
+    dataset.reader = SimpleNamespace(iter_targets=lambda: iter(expected))  # of Hugging Face
+    assert timm_data.EvaluationImages(dataset).labels() == expected
+    # Of tar files; where a class is left out, targets are not its folders.
+    dataset.reader = SimpleNamespace(samples=[("name", "file", None)], targets=[1])
+    assert timm_data.EvaluationImages(dataset).labels() == [1]
+    of_torchvision = SimpleNamespace(targets=[2, 0, 1])
+    assert timm_data.EvaluationImages(of_torchvision).labels() == [2, 0, 1]
+    for silent in (SimpleNamespace(), SimpleNamespace(reader=SimpleNamespace())):
+        with pytest.raises(timm_flags.Refusal, match="must know the labels of all images"):
+            timm_data.EvaluationImages(silent).labels()
+
+
+@scripts
+def test_classes_come_in_equal_numbers(script, flags, images, tmp_path):
+    folder = shutil.copytree(images, tmp_path / "images")
+    for rare in sorted((folder / "train").iterdir())[1:]:
+        for image in sorted(rare.iterdir())[4:]:
+            image.unlink()
+    subset = ["--subset-budget", str(4 * CLASSES), "--subset-strategy", "balanced"]
+    report = run(script, [*flags, "--data-dir", str(folder), *subset])
+    labels = [c for c, n in enumerate([PER_CLASS] + [4] * (CLASSES - 1)) for _ in range(n)]
+    counts = [torch.bincount(torch.tensor(labels)[epoch]).tolist() for epoch in report["seen"]]
+    assert counts == [[4] * CLASSES] * len(counts)
+    assert report["seen"][0] != report["seen"][1]
 
 
 def test_the_selection_runs_as_training_does():

@@ -14,6 +14,7 @@ from adaptive_subset.strategies.craig import CRAIG, CRAIGPB
 from adaptive_subset.strategies.glister import GLISTER
 from adaptive_subset.strategies.gradmatch import GradMatch, GradMatchPB
 from adaptive_subset.strategies.methods import (
+    Balanced,
     Borderline,
     GradientNorm,
     InfoBatch,
@@ -42,6 +43,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "loss-sampling": LossSampling,
     "order-dp": OrderDP,
     "borderline": Borderline,
+    "balanced": Balanced,
     "infobatch": InfoBatch,
     "infobatch-by-batch": InfoBatchByBatch,
     "seta": SeTa,
@@ -82,6 +84,7 @@ __all__ = [
     "CRAIGPB",
     "GLISTER",
     "STRATEGIES",
+    "Balanced",
     "Borderline",
     "Candidates",
     "Choice",

@@ -125,6 +125,20 @@ class Borderline(Combination):
 
 
 @dataclass(frozen=True)
+class Balanced(Combination):
+    """As many samples of each group, drawn afresh in every epoch: classes, where labels are given.
+
+    Class-balanced sampling (Kang et al., ICLR 2020, "Decoupling Representation and Classifier for
+    Long-Tailed Recognition", §3), without repetition in an epoch: a group that has fewer samples
+    than its share gives all of them, and the others share the rest. ``Selector(…, groups=labels)``
+    says what the groups are. Weights are equal, so that rare groups count as much as frequent ones.
+    """
+
+    def parts(self) -> PerEpoch:
+        return PerEpoch(Equal(), Proportional(), Constant(), shares="equal")
+
+
+@dataclass(frozen=True)
 class InfoBatch(Combination):
     """Unbiased soft pruning (Qin et al., ICLR 2024, "InfoBatch: Lossless Training Speed Up by
     Unbiased Dynamic Data Pruning", §2).

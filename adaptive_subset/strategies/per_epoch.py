@@ -49,6 +49,10 @@ class Combination(Strategy):
         return score if isinstance(score, Memory) else None
 
     @property
+    def needs_groups(self) -> bool:  # type: ignore[override]
+        return self.parts().shares == "equal"
+
+    @property
     def sizes_itself(self) -> bool:  # type: ignore[override]
         return self.parts().draw.sizes_itself
 
@@ -66,7 +70,7 @@ class Combination(Strategy):
         """See `Strategy.select`.
 
         Raises:
-            ValueError: a score is infinite, or there are equal shares and no groups.
+            ValueError: a score is infinite.
         """
         parts, n = self.parts(), candidates.n
         scores = parts.score.of(candidates)
@@ -76,11 +80,6 @@ class Combination(Strategy):
         if parts.draw.sizes_itself and (size := parts.size.at(n, None, epoch)) is not None:
             return uniform(n, size, generator)
         if candidates.groups is None:
-            if parts.shares == "equal":
-                raise ValueError(
-                    '`shares` must be "proportional" where nothing divides the samples, got '
-                    '"equal". Say what does: Selector(…, groups=labels).'
-                )
             return parts.draw.draw(scores, budget, epoch=epoch, generator=generator)
         groups = candidates.by_group()
         sizes = [len(members) for members in groups]

@@ -29,6 +29,7 @@ class Strategy(Described, ABC):
         size_varies: the size of its choice is another in each epoch, as `size_at` says.
         repeats: it may choose a sample more than once.
         divides: it chooses within each of the `groups` by itself, where a Selector was given some.
+        needs_groups: it must be given some.
         spreads: where ranks select together, `select` is called on all of them, and asks no more
             of the candidates than their size and classes, `by_group`, `own_rows`, `solved`,
             `solved_by_batch` and `squared_norms`. Otherwise it is called on rank 0.
@@ -37,6 +38,7 @@ class Strategy(Described, ABC):
     every: ClassVar[int] = 20
     repeats: ClassVar[bool] = False
     divides: bool = False
+    needs_groups: bool = False
     spreads: bool = False
     needs_gradients: bool = False
     needs_losses: bool = False
@@ -63,13 +65,28 @@ class Strategy(Described, ABC):
     def check_memory(self, n: int, dim: int, budget: int) -> None:
         """Raise a ValueError where choosing `budget` of n gradients of length `dim` cannot fit."""
 
+    def check_groups(self, *, given: bool) -> None:
+        """Raise a ValueError where it takes no groups and some are `given`, or the other way."""
+        if given and not self.divides:
+            raise ValueError(
+                "`groups` must be left out for a strategy that chooses from all samples at once, "
+                f"got some for {self!r}. Use one that divides by them: GradMatch(), CRAIG() or "
+                "GLISTER() without a global scope, or a PerEpoch."
+            )
+        if self.needs_groups and not given:
+            raise ValueError(
+                "`groups` must say what divides the samples where each has an equal share, got "
+                f"none for {self!r}. Give the class of each: Selector(…, groups=labels)."
+            )
+
     def choose(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """`select`, with its choice checked.
 
         Raises:
             TypeError: `select` returned no `Choice` of tensors.
-            ValueError: the choice is not what `select` promises.
+            ValueError: the choice is not what `select` promises, or groups are missing.
         """
+        self.check_groups(given=candidates.groups is not None)
 
         def select(some: Opened) -> list[Choice]:
             return [self.select(some[0](), budget, seed=seed, epoch=epoch)]
