@@ -404,6 +404,20 @@ def test_scores_that_do_not_fit_raise() -> None:
             chosen(strategy, torch.full((N,), torch.inf), 0, BUDGET)
 
 
+@pytest.mark.parametrize("score", [scores.ThresholdCloseness(), scores.LossChange()])
+@pytest.mark.parametrize("few", [True, False])
+def test_losses_that_are_infinite_raise_where_the_score_is_not(
+    score: scores.Score, few: bool
+) -> None:
+    known = torch.full((N,), torch.inf)
+    if few:
+        known[3:] = losses()[3:]
+    with pytest.raises(ValueError, match="`losses` must be finite, got infinity"):
+        chosen(PerEpoch(score, draws.LargestOfPool()), known, 0, BUDGET)
+    proxy = PerEpoch(scores.Given(losses()), draws.LargestOfPool())
+    assert len(chosen(proxy, known, 0, BUDGET)) == BUDGET  # which asks for no losses
+
+
 # ---- sizes
 
 

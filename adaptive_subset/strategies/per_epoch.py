@@ -70,11 +70,13 @@ class Combination(Strategy):
         """See `Strategy.select`.
 
         Raises:
-            ValueError: a score is infinite.
+            ValueError: a loss or a score is infinite.
         """
         parts, n = self.parts(), candidates.n
         scores = parts.score.of(candidates)
-        if bool(scores.isinf().any()):
+        # Of infinite losses some scores are finite, and some NaN, which stands for unknown ones.
+        told = candidates.losses if parts.score.needs_losses else None
+        if any(bool(each.isinf().any()) for each in (scores, told) if each is not None):
             raise ValueError("`losses` must be finite, got infinity: training has diverged.")
         generator = seeded(seed, epoch, Purpose.SELECTION)
         if parts.draw.sizes_itself and (size := parts.size.at(n, None, epoch)) is not None:
