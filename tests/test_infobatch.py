@@ -67,8 +67,15 @@ def test_nothing_is_left_out_in_the_last_eighth() -> None:
     ]
 
 
-def test_equal_losses_and_a_ratio_of_zero_leave_all() -> None:
-    assert (chosen(torch.ones(N)) == 1).all()
+@pytest.mark.parametrize("value", [1.0, 0.1, 0.3, 2.3, 1e-6, -0.7])
+@pytest.mark.parametrize("n", [3, 7, N])
+def test_equal_losses_leave_all(value: float, n: int) -> None:
+    known = torch.full((N,), torch.nan)
+    known[:n] = value  # the mean of these is another number in single precision
+    assert (chosen(known) == 1).all()
+
+
+def test_a_ratio_of_zero_leaves_all() -> None:
     assert (chosen(losses(), InfoBatch(ratio=0.0)) == 1).all()
 
 
