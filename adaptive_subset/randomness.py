@@ -45,10 +45,14 @@ def shard(n: int, size: int, epoch: int, seed: int) -> Tensor:
         [2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
     """
     first, last = epoch * size // n, ((epoch + 1) * size - 1) // n
-    # The end of a pass decides what waits in the next one. Where an epoch is at most half of a
-    # pass, waiting never reaches its end, so that one pass back is far enough.
+    # What a pass has of the epoch that it ends in, at its end, decides what waits in the next one.
+    # Waiting never reaches the last n − size of a pass: where that is enough, nothing before it
+    # counts. Where an epoch is at most half of a pass it always is.
+    back = max(0, first - 1)
+    while back and (back + 1) * n % size > n - size:
+        back -= 1
     passes = [torch.zeros(0, dtype=torch.int64)]
-    for i in range(max(0, first - 1) if 2 * size <= n else 0, last + 1):
+    for i in range(back, last + 1):
         order = torch.randperm(n, generator=seeded(seed, i, Purpose.PASS))
         missing = -(i * n) % size  # what the epoch that the pass before ended in still needs
         if missing:

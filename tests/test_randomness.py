@@ -30,13 +30,31 @@ def walk(n: int, size: int, epochs: int, seed: int) -> list[list[int]]:
     return dealt
 
 
-@pytest.mark.parametrize(("n", "size"), [(n, k) for n in (1, 2, 5, 7, 10) for k in range(1, n + 1)])
+@pytest.mark.parametrize(
+    ("n", "size"), [(n, k) for n in (1, 2, 5, 7, 10, 13) for k in range(1, n + 1)]
+)
 def test_shards_are_the_walk(n: int, size: int) -> None:
     epochs = [shard(n, size, epoch, seed=3).tolist() for epoch in range(30)]
     assert epochs == walk(n, size, 30, seed=3)
     assert all(len(set(epoch)) == size for epoch in epochs)
     seen = torch.bincount(torch.tensor(epochs).flatten(), minlength=n)
     assert int(seen.max() - seen.min()) <= 1
+
+
+@pytest.mark.parametrize(("n", "size"), [(10, 9), (101, 60), (100, 99), (40, 40), (41, 7)])
+def test_a_late_epoch_takes_no_walk_through_all_before(
+    n: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, draw = list[int](), torch.randperm
+
+    def counted(of: int, generator: torch.Generator) -> torch.Tensor:
+        made.append(of)
+        return draw(of, generator=generator)
+
+    monkeypatch.setattr(torch, "randperm", counted)
+    for epoch in range(2000, 2020):
+        assert len(shard(n, size, epoch, seed=3).unique()) == size
+    assert len(made) <= 20 * 2 * n
 
 
 def test_no_sample_comes_twice_in_an_epoch() -> None:
