@@ -19,6 +19,7 @@ from adaptive_subset.gradients.per_sample import Criterion
 from adaptive_subset.gradients.source import GradientSource
 from adaptive_subset.outcome import as_selection
 from adaptive_subset.selection import Selection
+from adaptive_subset.sizing import in_whole_batches
 from adaptive_subset.strategies import Candidates, Strategy, instance_of
 
 
@@ -47,7 +48,7 @@ def select_in_batch(
         batch: of n samples, as a DataLoader yields it.
         strategy: any that chooses a given number by gradients or by losses, which are those of
             `model` now.
-        budget: k in [1, n].
+        budget: k in [1, n]; a strategy that chooses mini-batches rounds it down to whole ones.
         head, target: see `GradientSource`.
         groups: (n,) of the samples of the batch, see `Selector`.
         step, seed: of what is random, in place of an epoch.
@@ -97,6 +98,7 @@ def select_in_batch(
         raise ValueError(
             f"`budget` must be in [1, {candidates.n}], the samples of the batch, got {budget}."
         )
+    budget = in_whole_batches(budget, strategy)
     candidates = replace(candidates, groups=groups_of(groups, candidates.n, strategy))
     forward_seconds = time.perf_counter() - start
     choice = strategy.choose(candidates, budget, seed=seed, epoch=step)

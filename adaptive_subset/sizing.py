@@ -96,12 +96,21 @@ def sizing(
             f"`budget` must be in [1, {n}], got {budget}. Pass `fraction=` to size it relative to "
             "the dataset."
         )
-    if strategy.batch_size is not None:
-        if budget < strategy.batch_size:
-            raise ValueError(
-                f"`budget` must hold at least one mini-batch of {strategy.batch_size}, got "
-                f"{budget}. Choose a larger budget or a strategy with a smaller batch_size."
-            )
-        budget -= budget % strategy.batch_size
+    budget = in_whole_batches(budget, strategy)
     strategy.size_at(n, budget, 0)  # raises where a schedule does not fit
     return Sizing(n, strategy, budget, None, strategy.size_varies)
+
+
+def in_whole_batches(budget: int, strategy: Strategy) -> int:
+    """`budget`, or the most below it that is whole mini-batches for a strategy that chooses them.
+
+    Raises:
+        ValueError: it is less than one of them.
+    """
+    size = strategy.batch_size or 1
+    if budget < size:
+        raise ValueError(
+            f"`budget` must hold at least one mini-batch of {size}, got {budget}. Choose a larger "
+            "budget or a strategy with a smaller batch_size."
+        )
+    return budget - budget % size

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from adaptive_subset import (
     CRAIG,
+    CRAIGPB,
     GLISTER,
     AdaptiveSubsetSampler,
     Candidates,
@@ -216,6 +217,14 @@ def test_steps_draw_afresh() -> None:
 def test_a_budget_is_within_the_batch(budget: int) -> None:
     with pytest.raises(ValueError, match=rf"`budget` must be in \[1, {N}\]"):
         select_in_batch(model(), CRITERION, batch(), "gradmatch", budget)
+
+
+@pytest.mark.parametrize("kind", [GradMatchPB, CRAIGPB])
+def test_mini_batches_of_a_batch_are_whole(kind: type[GradMatchPB | CRAIGPB]) -> None:
+    found = select_in_batch(model(), CRITERION, batch(), kind(batch_size=8), 20)
+    assert (len(found), found.batch_size) == (16, 8)
+    with pytest.raises(ValueError, match="`budget` must hold at least one mini-batch of 8, got 7"):
+        select_in_batch(model(), CRITERION, batch(), kind(batch_size=8), 7)
 
 
 @pytest.mark.parametrize("strategy", [InfoBatch(), PerEpoch(scores.MovingAverage())])
