@@ -70,10 +70,17 @@ class CandidatePool:
                 "`pool_fraction` must be 1 for a strategy that makes no pass over the pool, got "
                 f"{fraction} for {strategy!r}."
             )
-        if budget is not None and round(fraction * n) < budget:
+        if fraction < 1 and budget is not None and strategy.size_varies:
             raise ValueError(
-                f"`pool_fraction` must leave at least the budget of {budget} samples to choose "
-                f"from, got {fraction}, which leaves {round(fraction * n)}."
+                "`pool_fraction` must be 1 for a strategy whose sizes vary, got "
+                f"{fraction} for {strategy!r}: some epochs may take more samples than it leaves. "
+                "Take a strategy of one size."
+            )
+        if round(fraction * n) < (budget or 1):
+            least = "one sample" if budget is None else f"the budget of {budget} samples"
+            raise ValueError(
+                f"`pool_fraction` must leave at least {least} to choose from, got {fraction}, "
+                f"which leaves {round(fraction * n)}."
             )
         self.groups = groups_of(groups, n, strategy)
         self.n = n

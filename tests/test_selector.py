@@ -21,6 +21,7 @@ from adaptive_subset import (
     GradMatchPB,
     InfoBatch,
     OrderDP,
+    PerEpoch,
     Random,
     Selection,
     Selector,
@@ -30,7 +31,7 @@ from adaptive_subset import (
 )
 from adaptive_subset.delivery.dataset import TaggedDataset
 from adaptive_subset.gradients import GradientSource
-from adaptive_subset.strategies import instance_of
+from adaptive_subset.strategies import draws, instance_of, scores, sizes
 from tests import models
 
 N = 40
@@ -41,6 +42,10 @@ DATA = TensorDataset(INPUTS, torch.arange(N) % 4)
 def make(strategy: Any = None, **arguments: Any) -> Selector:
     options: dict[str, Any] = {"fraction": 0.25, "criterion": nn.CrossEntropyLoss(), **arguments}
     return Selector(DATA, strategy or GradMatch(), **options)
+
+
+def norms_of(size: sizes.Size) -> PerEpoch:
+    return PerEpoch(scores.LastLayerNorm(), draws.Proportional(), size)
 
 
 def gradient(model: nn.Module, weights: Tensor, rows: Tensor) -> Tensor:
@@ -88,6 +93,14 @@ def test_the_budget_follows_from_fraction_or_budget(arguments: dict[str, Any], b
         ({"pool_fraction": 0.0}, r"`pool_fraction` must be in \(0, 1\], got 0.0"),
         ({"pool_fraction": 0.2}, r"at least the budget of 10 samples.*0.2, which leaves 8"),
         ({"pool_fraction": 0.5, "strategy": Random()}, r"`pool_fraction` must be 1.*Random\(\)"),
+        (
+            {"pool_fraction": 0.5, "strategy": norms_of(sizes.FullAtEnd(epochs=8))},
+            r"`pool_fraction` must be 1 for a strategy whose sizes vary, got 0.5 for PerEpoch",
+        ),
+        (
+            {"fraction": None, "tolerance": 0.5, "pool_fraction": 0.01},
+            r"`pool_fraction` must leave at least one sample to choose from, got 0.01, .* leaves 0",
+        ),
         ({"pool_fraction": 0.5, "pool": DataLoader(DATA)}, r"access by index.*a DataLoader"),
         ({"strategy": GradMatchPB(batch_size=16)}, r"at least one mini-batch of 16, got 10"),
         (
