@@ -57,7 +57,7 @@ def sizing(
     Raises:
         TypeError: one of them is no number, or a budget is no whole one.
         ValueError: not exactly one of the three for a strategy that takes a size, or one that is
-            not in range.
+            not in range or does not suit the strategy.
     """
     given = [size for size in (fraction, budget, tolerance) if size is not None]
     if len(given) != (0 if strategy.sizes_itself else 1):
@@ -79,6 +79,11 @@ def sizing(
         if not strategy.needs_gradients:
             raise ValueError(
                 f"`tolerance` must come with a strategy that computes gradients, got {strategy!r}."
+            )
+        if strategy.size_varies:
+            raise ValueError(
+                "`tolerance` must come with a strategy of one size, since it sets the size in the "
+                f"place of a schedule, got {strategy!r}. Give a `fraction` or `budget`."
             )
     if not given or tolerance is not None:
         return Sizing(n, strategy, None, tolerance, size_varies or strategy.sizes_itself)

@@ -83,6 +83,10 @@ def test_the_budget_follows_from_fraction_or_budget(arguments: dict[str, Any], b
             {"fraction": None, "tolerance": 0.1, "strategy": Random()},
             r"`tolerance` must come with a strategy that computes gradients, got Random\(\)",
         ),
+        (
+            {"fraction": None, "tolerance": 0.1, "strategy": norms_of(sizes.Falling(epochs=8))},
+            r"`tolerance` must come with a strategy of one size, .* got PerEpoch.*Falling",
+        ),
         ({"size_varies": True}, r"`size_varies` must be False for a fixed `fraction`"),
         ({"strategy": InfoBatch()}, r"none of `fraction`, .* got fraction=0.25.*for InfoBatch"),
         ({"budget": 3}, r"exactly one of.* fraction=0.25, budget=3 and"),
