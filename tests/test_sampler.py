@@ -22,6 +22,7 @@ from adaptive_subset import (
     GradMatchPB,
     InfoBatch,
     LossSampling,
+    OrderDP,
     Random,
     Selector,
     Strategy,
@@ -227,6 +228,10 @@ def test_warm_starts_of_nothing_and_all(share: float) -> None:
         ({"warm_start": 1.5, "epochs": 3}, r"`warm_start` must be in \[0, 1\], got 1.5"),
         ({"warm_start": 0.5}, r"`epochs` must be given for a warm start of 0.5"),
         ({"weighting": "sum"}, r"`weighting` must be \"loss\" or \"resample\", got 'sum'"),
+        (
+            {"weighting": "resample", "strategy": OrderDP()},
+            r"`weighting` must be \"loss\" for .* the losses of training, got \"resample\" for Ord",
+        ),
         ({"num_replicas": 2, "rank": 2}, r"`rank` must be in \[0, 1\], got 2"),
         ({"num_replicas": 11, "rank": 0}, r"`budget` must give each of 11 ranks"),
     ],

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adaptive_subset.checks import check_state
 from adaptive_subset.randomness import Purpose, resample, seeded
+from adaptive_subset.strategies import Strategy
 
 
 class TaggedIndex(int):
@@ -69,6 +70,18 @@ def in_order(
     share = order[: len(order) // processes * processes][rank::processes]
     chosen = indices[share].flatten()
     return Order(chosen, None if resampled else weights[share].flatten())
+
+
+def check_weighting(weighting: str, strategy: Strategy) -> None:
+    """Raise a ValueError for what is no weighting, or none that `strategy` can go with."""
+    if weighting not in ("loss", "resample"):
+        raise ValueError(f'`weighting` must be "loss" or "resample", got {weighting!r}.')
+    if weighting == "resample" and strategy.needs_losses:
+        raise ValueError(
+            '`weighting` must be "loss" for a strategy that goes by the losses of training, got '
+            f'"resample" for {strategy!r}: indices without a weight tell no loss whose it is. Use '
+            "a strategy that goes by gradients, or FreshRandom()."
+        )
 
 
 class Order:

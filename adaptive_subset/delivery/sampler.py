@@ -13,7 +13,7 @@ from adaptive_subset.checks import check_configuration, check_state, natural, sh
 from adaptive_subset.delivery.attach import attached
 from adaptive_subset.delivery.clock import Clock
 from adaptive_subset.delivery.dataset import TaggedDataset
-from adaptive_subset.delivery.epoch import Epoch, Order, in_order
+from adaptive_subset.delivery.epoch import Epoch, Order, check_weighting, in_order
 from adaptive_subset.delivery.history import History
 from adaptive_subset.delivery.lengths import Lengths
 from adaptive_subset.delivery.schedule import Schedule
@@ -45,7 +45,8 @@ class AdaptiveSubsetSampler(Sampler[int]):
         warm_start: κ in [0, 1], the share of the epochs before the first selection.
         weighting: "loss" hands the weights to `WeightedLoss`; "resample" is for loops whose loss
             cannot be wrapped: samples are repeated in proportion to their weight (systematic
-            resampling, each within one of its expectation) and have no weights.
+            resampling, each within one of its expectation) and have no weights. Not for strategies
+            that go by the losses of training: nothing tells a loss then whose it is.
         seed: of the order.
         num_replicas, rank: how many processes share an epoch, and which one this is. Each rank
             gets a disjoint share of the same length; fewer than `num_replicas` samples (or
@@ -56,8 +57,8 @@ class AdaptiveSubsetSampler(Sampler[int]):
 
     Raises:
         TypeError: an argument of another type.
-        ValueError: an argument out of range, fewer samples than ranks, or a selector that serves
-            another sampler.
+        ValueError: an argument out of range or unfit for the strategy, fewer samples than ranks,
+            or a selector that serves another sampler.
     """
 
     def __init__(
@@ -74,9 +75,8 @@ class AdaptiveSubsetSampler(Sampler[int]):
     ) -> None:
         if not isinstance(selector, Selector):
             raise TypeError(f"`selector` must be a Selector, got {shown(selector)}. Build one.")
-        if weighting not in ("loss", "resample"):
-            raise ValueError(f'`weighting` must be "loss" or "resample", got {weighting!r}.')
         strategy = selector.strategy
+        check_weighting(weighting, strategy)
         every = strategy.every if every is None else every
         self.selector = selector
         self.dataset = TaggedDataset(selector.dataset, selector.pool.source.target)
