@@ -90,6 +90,18 @@ class CandidatePool:
         self.fraction = fraction
         self.validation = None if validation is None else source.over(validation, "validation")
 
+    def reading(self) -> dict[str, Any]:
+        """How a pass reads it, which ranks must do alike; plain values, none without a pass."""
+        if not self.strategy.needs_gradients:
+            return {}
+        source, validation = self.source, self.validation
+        return {
+            "pool": "batches" if source.size is None else source.size,
+            "validation": None if validation is None else validation.size or "batches",
+            **{name: getattr(source, name) for name in ("batch_size", "sketch")},
+            **{name: repr(getattr(source, name)) for name in ("head", "target", "storage_dtype")},
+        }
+
     def candidates(
         self,
         ranks: Ranks,

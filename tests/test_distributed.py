@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from adaptive_subset import AdaptiveSubsetSampler, GradMatch, Random, Selector
 from tests import models
@@ -68,6 +68,13 @@ DIFFERING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "warm_epochs": ({"epochs": 4, "warm_start": 0.5}, {"epochs": 4, "warm_start": 0.75}),
     "pool_fraction": ({}, {"pool_fraction": 0.75}),
     "groups": ({"groups": [0, 1] * 20}, {"groups": [1, 0] * 20}),
+    # How the pool is read, on which it depends who reads what, and how often the ranks meet.
+    "validation": ({"validation": data(20)}, {}),
+    "pool": ({"pool": DataLoader(data(), 10)}, {}),
+    "batch_size": ({"batch_size": 4}, {"batch_size": 12}),
+    "sketch": ({}, {"sketch": 16}),
+    "head": ({"head": "1.2"}, {"head": "1.0"}),
+    "storage_dtype": ({}, {"storage_dtype": torch.float16}),
 }
 # What only rank 0, which selects, raises.
 FAILURES: dict[str, BaseException] = {

@@ -188,7 +188,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
             "rank": self.rank,
             "warm_epochs": self.warm_epochs,
             **self._configuration(),
-            **self.selector.configuration(),
+            **self.selector.configuration() | self.selector.pool.reading(),
         }
 
     def attach(self, loader: DataLoader[Any]) -> DataLoader[Any]:
