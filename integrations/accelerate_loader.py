@@ -137,5 +137,8 @@ def unsharded(accelerator: Accelerator, loader: DataLoader[Any]) -> DataLoader[A
     if isinstance(loader.batch_sampler, BatchSamplerShard):
         loader.batch_sampler.num_processes, loader.batch_sampler.process_index = 1, 0
         loader.batch_sampler.even_batches = False
+    # Accelerate would take the last batch to be filled up, to as many as the whole dataset leaves
+    # over, and `gather_for_metrics` cut off the rest of it.
+    loader._drop_last = True
     prepared: DataLoader[Any] = loader
     return prepared

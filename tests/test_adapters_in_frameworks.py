@@ -492,6 +492,17 @@ def test_accelerate_goes_on_in_the_middle(accelerator: Any, tmp_path: Path) -> N
         assert rest == seen[3 * epoch + step + 1 :]
 
 
+def test_accelerate_gathers_all_of_an_epoch(accelerator: Any) -> None:
+    own, model = accelerator(), net()
+    loader = DataLoader(Pairs(), batch_size=9, shuffle=True)  # 120 samples leave 3 over
+    subset = SubsetLoader(own, loader, nn.CrossEntropyLoss(), GradMatch(), budget=24)
+    gathered = []
+    for x, y in subset.batches(model, 0):
+        subset.criterion(model(x), y)
+        gathered.append(len(own.gather_for_metrics(x)))
+    assert gathered == [9, 9, 6]
+
+
 def test_accelerate_refuses_other_states(accelerator: Any, tmp_path: Path) -> None:
     own, model = accelerator(), net()
     subset = reading(own)
