@@ -11,6 +11,7 @@ import torch
 from adaptive_subset.integrations.subset import OPTIONS, Subset, extra_is_missing
 
 from adaptive_subset import AdaptiveSubsetSampler, Strategy, TokenLoss, retag
+from adaptive_subset.gradients.pool_checks import is_map_style
 
 try:
     from adaptive_subset.integrations.accelerate_loader import unsharded
@@ -34,7 +35,8 @@ class SubsetMixin:
     Args:
         args, kwargs: what the Trainer takes, and the options in
             `adaptive_subset.integrations.subset.OPTIONS`; `epochs` is
-            `num_train_epochs` by default. The pool is `train_dataset`, collated as for evaluation.
+            `num_train_epochs` by default. The pool is `train_dataset`, collated as for evaluation,
+            as is a dataset for `validation`.
         strategy: how to choose.
         criterion: ``criterion(logits, labels)``, such as ``nn.CrossEntropyLoss()``, or
             ``TokenLoss(shift=True)`` for a causal language model. It must be a mean.
@@ -66,8 +68,9 @@ class SubsetMixin:
         if options.get("warm_start") and self.args.max_steps <= 0:
             options.setdefault("epochs", math.ceil(self.args.num_train_epochs))
         if options.get("pool_fraction", 1.0) == 1.0 and options.get("pool") is None:
-            loader = self.get_test_dataloader(self.train_dataset)
-            options["pool"] = unsharded(self.accelerator, loader)
+            options["pool"] = self._collated(self.train_dataset)
+        if is_map_style(options.get("validation")):
+            options["validation"] = self._collated(options["validation"])
         self.subset = Subset(
             self.train_dataset,
             criterion,
@@ -86,6 +89,10 @@ class SubsetMixin:
         self.train_dataset = self.sampler.dataset
         self.data_collator = retag(self.data_collator)
         self.add_callback(_Select(self))
+
+    def _collated(self: Any, dataset: Any) -> Any:
+        """A loader whose batches are those of an evaluation on `dataset`, whole on each process."""
+        return unsharded(self.accelerator, self.get_test_dataloader(dataset))
 
     def _weighted_loss(
         self: Any, outputs: Any, labels: Any, num_items_in_batch: Any = None

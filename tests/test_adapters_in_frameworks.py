@@ -394,6 +394,16 @@ def test_the_trainer_pads_with_any_collator(tmp_path: Path) -> None:
     assert len(trainer.sampler.history) == 2
 
 
+def test_the_trainer_pads_the_validation_data_too(tmp_path: Path) -> None:
+    given = {"train_dataset": Words(), "data_collator": padded, "validation": Words()}
+    trainer = trainer_of(tmp_path, model=Bag(), **given)
+    trainer.train()
+    alone = trainer_of(tmp_path, model=Bag(), **{**given, "validation": None})
+    alone.train()
+    errors = [[e["relative_error"] for e in t.sampler.history] for t in (trainer, alone)]
+    assert errors[0] == pytest.approx(errors[1])  # the same data
+
+
 def test_the_trainer_counts_labels_of_several_columns_once(tmp_path: Path) -> None:
     class Many(Fields):
         def __getitem__(self, index: int) -> Any:
