@@ -348,6 +348,29 @@ def test_a_compiled_criterion_is_left_as_it_is() -> None:
     torch.testing.assert_close(found, weighted_loss(criterion, WEIGHTS, OUTPUT, LABELS)[0])
 
 
+class Scriptable(nn.Module):
+    """A loss whose `reduction` can be set once it is scripted: of torch's own it is a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reduction: str = "mean"
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        each = F.cross_entropy(output, target, reduction="none", ignore_index=2)
+        if self.reduction == "none":
+            return each
+        return each.sum() / (target != 2).sum()
+
+
+def test_a_scripted_criterion_is_left_as_it_is() -> None:
+    criterion = torch.jit.script(Scriptable())
+    found, losses = weighted_loss(criterion, WEIGHTS, OUTPUT, LABELS)
+    assert criterion.reduction == "mean"
+    each = F.cross_entropy(OUTPUT, LABELS, reduction="none", ignore_index=2)
+    torch.testing.assert_close(found, (WEIGHTS * each).sum() / 5)
+    torch.testing.assert_close(losses, each)
+
+
 def test_the_criterion_is_left_as_it_is() -> None:
     criterion = nn.CrossEntropyLoss(CLASS_WEIGHTS)
     before = copy.deepcopy(criterion.__dict__)

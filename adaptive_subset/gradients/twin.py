@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from adaptive_subset.gradients.loss_batch import Criterion, widened
 
-# Functions have no state that could be copied, script modules none that could be reached.
+# Functions have no state that could be copied.
 _AS_THEY_ARE = (
     *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial),
-    *(torch.jit.ScriptModule, torch.jit.ScriptFunction),
+    torch.jit.ScriptFunction,
 )
 _MACHINERY = vars(nn.Module()).keys()  # hooks and the like
 
@@ -32,6 +32,9 @@ def twin(criterion: Criterion, *, wide: bool = False) -> Criterion:
     """
     for name in ("_orig_mod", "_torchdynamo_orig_callable"):  # where torch.compile keeps it
         criterion = getattr(criterion, name, criterion)
+    if isinstance(criterion, torch.jit.ScriptModule):
+        # What it holds cannot be reached and is shared, but its `reduction` may be set on the copy.
+        return copy.copy(criterion)
     return criterion if isinstance(criterion, _AS_THEY_ARE) else _copied(criterion, wide, {})
 
 
