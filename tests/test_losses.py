@@ -280,12 +280,49 @@ class HiddenWeights(nn.Module):
         return F.cross_entropy(output, target, CLASS_WEIGHTS)
 
 
+class Penalised(nn.Module):
+    """Adds what belongs to no sample, and leaves it out where losses are not reduced."""
+
+    def __init__(self, reduction: str) -> None:
+        super().__init__()
+        self.reduction = reduction
+        self.centres = nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        each = F.cross_entropy(output, target, reduction="none")
+        if self.reduction == "none":
+            return each
+        return getattr(torch, self.reduction)(each) + 0.01 * self.centres.square().sum()
+
+
 @pytest.mark.parametrize(
-    ("criterion", "target"), [(contrastive, LABELS), (Centred(), REAL), (HiddenWeights(), LABELS)]
+    ("criterion", "target"),
+    [
+        *[(contrastive, LABELS), (Centred(), REAL), (HiddenWeights(), LABELS)],
+        *[(Penalised("mean"), LABELS), (Penalised("sum"), LABELS)],
+    ],
 )
 def test_losses_that_couple_samples_are_refused(criterion: Any, target: Tensor) -> None:
     with pytest.raises(ValueError, match=r"`criterion` must be a sum or mean of losses"):
         per_sample_losses(criterion, OUTPUT, target)
+
+
+class Bounded(nn.Module):
+    """One minus the probability of the label."""
+
+    reduction = "mean"
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        each = 1 - output.softmax(1).gather(1, target[:, None])[:, 0]
+        return each if self.reduction == "none" else each.mean()
+
+
+@pytest.mark.parametrize("height", [1.0, 49.0, 52.0, 200.0])
+def test_a_slope_that_vanishes_is_no_reason_to_refuse(height: float) -> None:
+    wrong = height * F.one_hot((LABELS + 1) % C, C).float()  # a slope of some exp(−height)
+    found, _ = weighted_loss(Bounded(), WEIGHTS, wrong, LABELS)
+    each = 1 - wrong.softmax(1).gather(1, LABELS[:, None])[:, 0]
+    torch.testing.assert_close(found, (WEIGHTS * each).mean())
 
 
 BY_LABEL = {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0}

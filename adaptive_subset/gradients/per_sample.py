@@ -228,7 +228,8 @@ def _is_sum_of_samples(snapshot: Criterion, batch: LossBatch, losses: Tensor) ->
     """Whether half the samples have the same losses without the others, and value is ``Σ ℓ / Z``.
 
     The latter shows in its gradient: a mean that divides sample by sample, by their lengths say,
-    or by something that depends on the outputs, has another direction than that of ``Σ ℓ``.
+    or by something that depends on the outputs, has another direction than that of ``Σ ℓ``, and
+    one with a penalty beside the samples, for its own parameters say, another Z than the value.
     """
     with torch.no_grad():
         part = batch.part(batch.n // 2)
@@ -247,9 +248,14 @@ def _is_sum_of_samples(snapshot: Criterion, batch: LossBatch, losses: Tensor) ->
         if each is None or not (value.requires_grad and each.requires_grad):
             return agrees
         whole, total = (torch.autograd.grad(v.sum(), leaf)[0].flatten() for v in (value, each))
-    scale = torch.dot(total, whole) / torch.dot(whole, whole)  # 0 / 0 where there is no slope
+    square, limits = torch.dot(whole, whole), torch.finfo(whole.dtype)
+    # A slope that is none, or too small to be squared, says nothing: NaNs compare false.
+    scale = torch.dot(total, whole) / square.where(square > limits.tiny / limits.eps, torch.nan)
     slants: Tensor = (whole * scale - total).norm() > 1e-3 * total.norm()
-    return agrees & ~slants
+    with torch.no_grad():  # a penalty that is added to the value has no slope in the outputs
+        excess = (value.sum() * scale - each.sum()).abs()
+        beside: Tensor = excess > _rounding(each.abs().sum(), batch, each)
+    return agrees & ~slants & ~beside
 
 
 def _rounding(size: Tensor, batch: LossBatch, like: Tensor) -> Tensor:
