@@ -240,6 +240,31 @@ def test_a_criterion_inside_the_model_keeps_its_flags(training: bool, weighted: 
     assert all(m.training for m in model.modules() if m not in (plain, wrapped))
 
 
+class Noisy(nn.Module):
+    """Drops half of its input, and counts how often."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add_(1)  # type: ignore[operator]
+        return self.drop(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_scripted_parts_of_a_model_are_put_back(training: bool) -> None:
+    part = torch.jit.script(nn.Sequential(Noisy(), nn.ReLU()))
+    model = nn.Sequential(part, nn.Linear(6, 4)).train()
+    next(part.children()).train(training)
+    before = [m.training for m in part.modules()]
+    assert before == [True, training, training, True]
+    GradientSource(DATA).losses(model, nn.CrossEntropyLoss())
+    assert [m.training for m in part.modules()] == before
+    assert float(part[0].seen) == 0
+
+
 class Counting(nn.CrossEntropyLoss):
     """A loss with a running mean, as centred ones have."""
 

@@ -26,6 +26,9 @@ def preserved_modules(*modules: Any) -> Iterator[None]:
     Parameters are not copied: a pass hands out its own, see `last_layer_gradients`.
     """
     reached = _reached(modules, _held)
+    flags = [
+        (value, value.training) for value in reached if isinstance(value, torch.jit.ScriptModule)
+    ]
     contents = [(value, _content(value)) for value in reached if _is_mutable(value)]
     tensors = [
         (value, value.detach().clone())
@@ -44,6 +47,8 @@ def preserved_modules(*modules: Any) -> Iterator[None]:
         try:
             yield
         finally:
+            for module, training in flags:
+                module.training = training
             for array, kept in arrays:
                 if array.shape != kept.shape:
                     array.resize(kept.shape, refcheck=False)
@@ -106,7 +111,9 @@ def _reached(roots: Iterable[Any], held: Callable[[Any], Iterable[Any]]) -> list
 
 
 def _held(value: Any) -> Iterable[Any]:
-    """What a module or a container holds."""
+    """What a module or a container holds; a script module has all but its attributes elsewhere."""
+    if isinstance(value, torch.jit.ScriptModule):
+        return [vars(value), *value.children(), *value.buffers(recurse=False)]
     return [vars(value)] if isinstance(value, nn.Module) else _elements(value)
 
 
