@@ -424,6 +424,15 @@ def test_a_scripted_model_is_refused() -> None:
         gradients_of(torch.jit.script(models.mlp()))
 
 
+def test_scripted_layers_before_and_behind_the_head_are_fine() -> None:
+    plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4), nn.Tanh()).double()
+    expected = looped_gradients(plain, LOSS, X, Y, ["2"])
+    model = nn.Sequential(torch.jit.script(plain[:2]), plain[2], torch.jit.script(plain[3]))
+    torch.testing.assert_close(gradients_of(model), expected, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match=r"`head` could not be found.*used outside any layer"):
+        gradients_of(nn.Sequential(nn.Linear(6, 8), torch.jit.script(nn.Linear(8, 4))).double())
+
+
 def test_sharded_parameters_are_refused(tmp_path: Path) -> None:
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from adaptive_subset.gradients.head_checks import LINEAR, check_linear
@@ -175,7 +176,9 @@ class _Trace:
         self.outputs: dict[nn.Module, list[Any]] = {}  # nodes of the graph, of every module
         self._origin: dict[Any, nn.Module] = {}
         hooks = [
-            module.register_forward_hook(self._record, with_kwargs=True) for module in self.names
+            module.register_forward_hook(self._record, with_kwargs=True)
+            for module in self.names
+            if not isinstance(module, torch.jit.ScriptModule)  # takes no hooks
         ]
         try:
             output = forward()
