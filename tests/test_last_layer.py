@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from adaptive_subset.gradients import Gradients
 from adaptive_subset.gradients.collect import last_layer_gradients
+from adaptive_subset.gradients.pool_losses import pool_losses
 from tests import models
 
 
@@ -69,6 +71,18 @@ def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
     return build
 
 
+class Counted(nn.Module):
+    """Holds a number that it is not trained by, before its layers, and takes inputs of any kind."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.steps = nn.Parameter(torch.ones((), dtype=dtype), requires_grad=False)
+        self.body = models.mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x.float())  # type: ignore[no-any-return]
+
+
 #: name → (model, inputs, names of the heads)
 ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Tensor, list[str]]] = {
     "mlp": (models.mlp, torch.randn(5, 6), ["2"]),
@@ -121,3 +135,15 @@ def test_gradients_equal_a_loop_of_backward_calls(name: str) -> None:
     assert expected.abs().max() > 1e-6
     torch.testing.assert_close(dense(gradients), expected, rtol=1e-9, atol=1e-12)
     assert torch.equal(targets, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64], ids=str)
+def test_inputs_are_not_rounded_to_what_no_layer_computes_in(dtype: torch.dtype) -> None:
+    """As by a counter, or by a quantised weight, that is the first parameter of the model."""
+    model, x, y = Counted(dtype), torch.randn(5, 6), torch.arange(5) % 4
+    expected = looped_gradients(model, nn.CrossEntropyLoss(), x, y, ["body.2"])
+    gradients, _, _ = last_layer_gradients(model, [(x, y)], nn.CrossEntropyLoss())
+    assert gradients.dtype == torch.float32
+    torch.testing.assert_close(dense(gradients), expected)
+    losses = pool_losses(model, [(x, y)], nn.CrossEntropyLoss())
+    torch.testing.assert_close(losses, F.cross_entropy(model(x), y, reduction="none"))

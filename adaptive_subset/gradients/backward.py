@@ -21,7 +21,7 @@ from adaptive_subset.gradients.model_io import (
     part,
     run_model,
 )
-from adaptive_subset.gradients.model_state import can_freeze, frozen
+from adaptive_subset.gradients.model_state import can_freeze, frozen, place_of
 from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
 from adaptive_subset.gradients.position_losses import TokenLoss
 from adaptive_subset.gradients.slopes import Slopes
@@ -52,7 +52,7 @@ class Backward:
         fresh: bool,
     ) -> None:
         self._model, self._criterion = model, criterion
-        self._place = next(model.parameters())
+        self._place = place_of(model)
         self._copies = True  # inputs, before the model may write to them
         self._most = 0  # rows of the largest batch so far, whose rows were checked
         self._ends: bool | Tensor = True  # whether what left the one head left the model

@@ -18,7 +18,7 @@ from adaptive_subset.gradients.head import Head
 from adaptive_subset.gradients.kept import Factors, Sums
 from adaptive_subset.gradients.loss_batch import check_takes_two
 from adaptive_subset.gradients.model_io import copied_to, part, targets_of
-from adaptive_subset.gradients.model_state import evaluating, readable
+from adaptive_subset.gradients.model_state import evaluating, place_of, readable
 from adaptive_subset.gradients.per_sample import Criterion
 from adaptive_subset.gradients.sketch import Sketch
 from adaptive_subset.gradients.slopes import Slopes
@@ -88,7 +88,7 @@ def last_layer_gradients(
     """
     model = readable(model)
     check_takes_two(criterion)
-    place = next(model.parameters())
+    place = place_of(model)
     held = place.device if storage_dir is None else torch.device("cpu")
     dtype = storage_dtype or torch.promote_types(place.dtype, torch.float32)
     kept: Factors | Sums | None = None

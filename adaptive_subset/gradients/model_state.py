@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from adaptive_subset.gradients.snapshot import preserved_modules
@@ -93,6 +93,15 @@ def readable(model: Any) -> nn.Module:
 
 def _kind(value: Any) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
+def place_of(model: nn.Module) -> Tensor:
+    """The parameter that says on which device and in which dtype a model takes its inputs.
+
+    That is a floating one: a counter or a quantised weight that comes first would round them.
+    """
+    floating = (p for p in model.parameters() if p.is_floating_point())
+    return next(floating, next(model.parameters()))
 
 
 def is_on_gpu(model: Any) -> bool:

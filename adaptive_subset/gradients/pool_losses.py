@@ -16,7 +16,7 @@ from adaptive_subset.gradients.model_io import (
     run_model,
     targets_of,
 )
-from adaptive_subset.gradients.model_state import evaluating, readable
+from adaptive_subset.gradients.model_state import evaluating, place_of, readable
 from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
 from adaptive_subset.items import split_batch
 from adaptive_subset.randomness import preserved_random_state
@@ -44,7 +44,7 @@ def pool_losses(
     """
     model = readable(model)
     check_takes_two(criterion)
-    place = next(model.parameters())
+    place = place_of(model)
     found: list[Tensor] = []
     with (
         torch.inference_mode(False),
