@@ -49,7 +49,7 @@ class LossRecord:
     """
 
     def __init__(self, n: int, memory: Memory | None = None) -> None:
-        self._values = torch.full((n,), torch.nan)
+        self._values = torch.full((n,), torch.nan, dtype=torch.float32)
         self._memory = memory
         self._kept = None if memory is None else self._values.clone()
         self._waiting: list[tuple[Tensor, Tensor]] = []  # batches, as they were noted
@@ -239,7 +239,8 @@ def _packed(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tenso
     """How long the batches are, and their indices and losses one after the other."""
     sizes = torch.tensor([len(at) for at, _ in batches], dtype=torch.int64)
     indices = torch.cat([torch.zeros(0, dtype=torch.int64), *(at for at, _ in batches)])
-    return sizes, indices, torch.cat([torch.zeros(0), *(noted for _, noted in batches)])
+    losses = torch.cat([torch.zeros(0, dtype=torch.float32), *(noted for _, noted in batches)])
+    return sizes, indices, losses
 
 
 def _once_each(indices: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,5 +248,5 @@ def _once_each(indices: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
     unique, place = torch.unique(indices, return_inverse=True)
     if len(unique) == len(indices):
         return indices, losses
-    sums = torch.zeros(len(unique)).index_add_(0, place, losses)
+    sums = losses.new_zeros(len(unique)).index_add_(0, place, losses)
     return unique, sums / torch.bincount(place)

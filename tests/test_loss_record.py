@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +14,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from adaptive_subset import AdaptiveSubsetSampler, OrderDP, Selector, WeightedLoss
+from adaptive_subset.delivery.retag import retag
+from adaptive_subset.delivery.tags import WeightedTarget
 from adaptive_subset.loss_record import LossRecord
+from adaptive_subset.strategies.draws import BelowMeanDropped
 from tests import models
 
 N = 40
@@ -123,6 +126,38 @@ def test_losses_of_single_rows_are_learned() -> None:
 
     alone, together = (train(step, epochs=1).losses.values for step in (one_by_one, usual))  # type: ignore[union-attr]
     torch.testing.assert_close(alone, together, equal_nan=True)
+
+
+@pytest.fixture(params=[torch.float64, torch.bfloat16], ids=str)
+def default_dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(torch.float32)
+
+
+def test_losses_are_float32_whatever_the_default(default_dtype: torch.dtype) -> None:
+    selector = train(usual)
+    assert selector.losses is not None
+    values = selector.losses.values
+    assert values.dtype == torch.float32
+    record = LossRecord(N)
+    record.load_state_dict(selector.losses.state_dict())
+    third = torch.tensor([1 / 3], dtype=torch.float32)
+    for at, wanted in ((torch.tensor([3]), third), (torch.tensor([3, 3]), 2 * third)):
+        record.note(at, wanted.expand(len(at)))
+        values[3] = wanted
+        assert torch.equal(record.values.nan_to_num(-1), values.nan_to_num(-1))
+
+
+def test_weights_are_float32_whatever_the_default(default_dtype: torch.dtype) -> None:
+    samples = [("a", WeightedTarget(torch.tensor(1), 1 / 3)) for _ in range(2)]
+    collate = retag(lambda items: {"labels": torch.tensor([y for _, y in items])})
+    weights = collate(samples)["labels"].weights
+    third = torch.tensor(1 / 3, dtype=torch.float32)
+    assert torch.equal(weights, third.repeat(2))
+    scores, generator = torch.arange(4, dtype=torch.float32), torch.Generator()
+    choice = BelowMeanDropped(0.5).draw(scores, 0, epoch=0, generator=generator)
+    assert choice.weights.dtype == torch.float32
 
 
 def test_samples_of_another_dataset_are_named() -> None:

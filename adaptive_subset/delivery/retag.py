@@ -83,7 +83,7 @@ class Retagged:
                 raise ValueError(_MESSAGE.format("another order where the targets are others"))
             self._is_tried = True
         weights, indices = zip(*(target.tags for target in targets), strict=True)
-        tags = torch.tensor(weights)[rows], torch.tensor(indices)[rows]
+        tags = torch.tensor(weights, dtype=torch.float32)[rows], torch.tensor(indices)[rows]
         return replaced(batch, key, WeightedTarget(found, *tags))
 
     @contextmanager

@@ -140,7 +140,7 @@ class BelowMeanDropped(Draw):
 
     def draw(self, scores: Tensor, budget: int, *, epoch: int, generator: Generator) -> Choice:
         """See `Draw.draw`."""
-        weights = torch.ones(len(scores))
+        weights = torch.ones(len(scores), dtype=torch.float32)
         scores = scores.double()  # in which the mean of equal ones is no other number
         below = (scores < scores.nanmean()).nonzero()[:, 0]  # NaN is not below
         order = below[torch.randperm(len(below), generator=generator)]
