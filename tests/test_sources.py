@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -259,6 +260,44 @@ def test_targets_that_are_no_numbers_are_named(target: Any, error: Any, message:
         last_layer_gradients(
             models.mlp(), [(X[:4], target)], nn.CrossEntropyLoss(), name="validation"
         )
+
+
+def with_an_auxiliary_output(output: Any, target: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(output.logits, target) + F.cross_entropy(output.aux_logits, target)
+
+
+#: what loops convert: name → (classes, loss, targets, what torch says)
+UNCONVERTED: dict[str, tuple[int, Any, torch.Tensor, str]] = {
+    "whole numbers": (1, nn.BCEWithLogitsLoss(), Y, r"RuntimeError.*torch.int64 of shape \(12,\)"),
+    "double": (1, nn.HuberLoss(), Y.double(), r"RuntimeError.*torch.float64 of shape \(12,\)"),
+    "short labels": (4, nn.CrossEntropyLoss(), Y.int(), "RuntimeError.*torch.int32"),
+    "a column": (4, nn.CrossEntropyLoss(), Y[:, None], r"RuntimeError.*of shape \(12, 1\)"),
+    "labels from one": (4, nn.CrossEntropyLoss(), Y + 1, "IndexError.*Target 4 is out of bounds"),
+    "outputs of training": (4, with_an_auxiliary_output, Y, "AttributeError.*'logits'"),
+}
+
+
+@pytest.mark.parametrize("name", UNCONVERTED)
+def test_what_the_loss_does_not_take_is_named(name: str) -> None:
+    classes, criterion, target, message = UNCONVERTED[name]
+    model = models.mlp(classes=classes)
+    model = nn.Sequential(model, nn.Flatten(0)) if classes == 1 else model
+    source, message = GradientSource(TensorDataset(X, target)), f"`criterion` must take.*{message}"
+    with pytest.raises(ValueError, match=message):
+        source.read(model, criterion)
+    if name != "double":  # fails where it is differentiated
+        with pytest.raises(ValueError, match=message):
+            source.losses(model, criterion)
+
+
+def test_a_loss_that_converts_its_targets_is_what_to_do() -> None:
+    model = nn.Sequential(models.mlp(classes=1), nn.Flatten(0))
+    found = GradientSource(TensorDataset(X, Y % 2)).read(
+        model, lambda o, y: F.binary_cross_entropy_with_logits(o, y.float())
+    )
+    floating = TensorDataset(X, (Y % 2).float())
+    wanted = GradientSource(floating).read(model, nn.BCEWithLogitsLoss())
+    torch.testing.assert_close(dense(found.gradients), dense(wanted.gradients))
 
 
 class Ragged(Dataset[Any]):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adaptive_subset.gradients.head import Head, find_heads
 from adaptive_subset.gradients.head_checks import by_position, check_rows, weight_of
 from adaptive_subset.gradients.head_recorder import HeadRecorder
-from adaptive_subset.gradients.loss_batch import widened
+from adaptive_subset.gradients.loss_batch import explained, widened
 from adaptive_subset.gradients.model_io import (
     check_one_row_each,
     copied_to,
@@ -138,8 +138,10 @@ class Backward:
                 check_rows(list(self.recorder.heads), leaves, output)
                 self._most = n
             target = copied_to(device, y)
-            losses = per_sample_losses(self._criterion, output, target, wait=False)
-            slopes = torch.autograd.grad(losses, leaves, torch.ones_like(losses))
+            with explained(output, target):
+                losses = per_sample_losses(self._criterion, output, target, wait=False)
+                (slope,) = torch.autograd.grad(losses, output, torch.ones_like(losses))
+            slopes = torch.autograd.grad(output, leaves, slope)
             heads = zip(self.recorder.heads.items(), slopes, strict=True)
             deltas = [by_position(name, module, slope) for (name, module), slope in heads]
             return features, deltas, output

@@ -84,7 +84,8 @@ def last_layer_gradients(
     Raises:
         TypeError: a model, output or target of the wrong kind, a loss of other arguments.
         ValueError: no or several heads found, a head that is no linear map or sees other rows than
-            the targets, a loss that couples samples, more or fewer samples than `size`.
+            the targets, a loss that couples samples or does not take the targets as they are, more
+            or fewer samples than `size`.
     """
     model = readable(model)
     check_takes_two(criterion)

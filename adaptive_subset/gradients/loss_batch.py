@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,6 +87,29 @@ def widened(value: Any) -> Any:
     """`value`, in float32 if it is a tensor in half precision."""
     half = isinstance(value, Tensor) and value.is_floating_point() and value.dtype.itemsize < 4
     return value.float() if half else value
+
+
+@contextmanager
+def explained(output: Tensor, target: Tensor) -> Iterator[None]:
+    """Errors of a loss in here say what a pass calls it with.
+
+    Loops convert targets on their way to the loss, of which a pass knows nothing.
+
+    Raises:
+        ValueError: the loss does not take `output` and `target`.
+    """
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:  # is a RuntimeError, and heard of elsewhere
+        raise
+    except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            "`criterion` must take the logits of the model in eval mode and the targets as the "
+            f"dataset has them, got {type(error).__name__} ({error}) for {output.dtype} of shape "
+            f"{tuple(output.shape)} and {target.dtype} of shape {tuple(target.shape)}. A pass "
+            "leaves out what the training loop does to them: do it in the dataset, or give the "
+            "selector a loss that does, criterion=lambda o, y: loss(o, y.float())."
+        ) from error
 
 
 def check_takes_two(criterion: Criterion) -> None:

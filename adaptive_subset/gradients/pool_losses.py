@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptive_subset.gradients.coupling import raise_what_was_found
-from adaptive_subset.gradients.loss_batch import check_takes_two, widened
+from adaptive_subset.gradients.loss_batch import check_takes_two, explained, widened
 from adaptive_subset.gradients.model_io import (
     check_one_row_each,
     copied_to,
@@ -40,7 +40,8 @@ def pool_losses(
 
     Raises:
         TypeError: a model, output or target of the wrong kind, a loss of other arguments.
-        ValueError: no batch, an output of other rows than the targets, a loss that couples samples.
+        ValueError: no batch, an output of other rows than the targets, a loss that couples samples
+            or does not take the targets as they are.
     """
     model = readable(model)
     check_takes_two(criterion)
@@ -59,7 +60,7 @@ def pool_losses(
                 continue
             output = widened(run_model(model, args, kwargs, place))
             check_one_row_each(output, len(y))
-            with torch.autocast(place.device.type, enabled=False):
+            with torch.autocast(place.device.type, enabled=False), explained(output, y):
                 found.append(per_sample_losses(criterion, output, y, wait=False).float())
     raise_what_was_found(criterion)
     if not found:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from adaptive_subset.gradients.loss_batch import explained
 from adaptive_subset.gradients.model_io import copied_to
 from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
 from adaptive_subset.gradients.torch_losses import torch_losses
@@ -31,7 +32,9 @@ class Slopes:
     ) -> Slopes | None:
         """None for a criterion whose losses, on such a batch, are not known to be independent."""
         arguments = output.detach(), copied_to(output.device, target)
-        return None if torch_losses(criterion, arguments, {}) is None else cls(criterion, keep)
+        with explained(*arguments):
+            known = torch_losses(criterion, arguments, {}) is not None
+        return cls(criterion, keep) if known else None
 
     def __init__(self, criterion: Criterion, keep: Callable[[Tensor], None]) -> None:
         self._criterion, self._keep = criterion, keep
@@ -66,7 +69,7 @@ class Slopes:
             return
         outputs, targets = torch.cat(self._outputs), torch.cat(self._targets)
         self._outputs, self._targets, self._waiting = [], [], 0
-        with torch.autocast(outputs.device.type, enabled=False):
+        with torch.autocast(outputs.device.type, enabled=False), explained(outputs, targets):
             outputs.requires_grad_()
             losses = per_sample_losses(self._criterion, outputs, targets, wait=False)
             (slopes,) = torch.autograd.grad(losses, outputs, torch.ones_like(losses))
