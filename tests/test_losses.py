@@ -368,6 +368,34 @@ def test_what_a_loss_raises_itself_is_raised() -> None:
         per_sample_losses(lambda o, t: looked_up(o, t) * o.numpy().mean(), OUTPUT, LABELS)
 
 
+def test_a_loss_that_fails_on_a_part_of_the_batch_is_told_why() -> None:
+    def squeezing(output: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(output.squeeze(), target)
+
+    def weighing(output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        return (F.cross_entropy(output, target, reduction="none") * weight[target]).mean()
+
+    one, half = OUTPUT[:, :1], HOT[:, 0]
+    with pytest.raises(
+        ValueError, match=r"`criterion`.*squeezing.*\(1, 1\) and \(1,\).*squeeze\(1\)"
+    ):
+        weighted_loss(squeezing, WEIGHTS, one, half)
+    with pytest.raises(
+        ValueError, match=r"`criterion`.*squeezing.*raises ValueError \(Target size"
+    ):
+        per_sample_losses(squeezing, one, half)
+
+    square = OUTPUT[:C], LABELS[:C]  # as many samples as classes, so weights pass for rows
+    for criterion in (F.cross_entropy, weighing):
+        with pytest.raises(
+            ValueError, match=r"`criterion`.*takes the batch but.*functools.partial"
+        ):
+            weighted_loss(criterion, torch.ones(C), *square, CLASS_WEIGHTS)
+    bound = functools.partial(F.cross_entropy, weight=CLASS_WEIGHTS)
+    found, _ = weighted_loss(bound, torch.ones(C), *square)
+    torch.testing.assert_close(found, F.cross_entropy(*square, CLASS_WEIGHTS))
+
+
 def test_a_batch_of_one_class_does_not_hide_class_weights() -> None:
     criterion, alike = HiddenWeights(), torch.full((N,), 2)
     per_sample_losses(criterion, OUTPUT, alike)

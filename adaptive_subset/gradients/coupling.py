@@ -90,3 +90,14 @@ def coupled(criterion: Criterion, shapes: str) -> ValueError:
         "losses have; a penalty on something else is added outside: criterion(output, target) + "
         "penalty."
     )
+
+
+def fails_alone(criterion: Criterion, shapes: str, error: Exception) -> ValueError:
+    """The error for a criterion that raises on some of the samples of a batch that it takes."""
+    return ValueError(
+        "`criterion` must take any of the samples of a batch, as losses are told apart by, got "
+        f"{name_of(criterion)}, which takes the batch but raises {type(error).__name__} ({error}) "
+        f"on arguments of shapes {shapes}. Use squeeze(1) for a squeeze() that takes the rows "
+        "away too, and bind what has no row for each sample, such as class weights: "
+        "functools.partial(criterion, weight=...)."
+    )

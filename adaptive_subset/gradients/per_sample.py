@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from adaptive_subset.gradients.coupling import Known, coupled, name_of, what_is_known
+from adaptive_subset.gradients.coupling import Known, coupled, fails_alone, name_of, what_is_known
 from adaptive_subset.gradients.loss_batch import Criterion, LossBatch
 from adaptive_subset.gradients.torch_losses import torch_losses
 from adaptive_subset.gradients.twin import twin
@@ -54,7 +54,8 @@ def per_sample_losses(
 
     Raises:
         ValueError: the criterion couples samples, or divides by something else than their number
-            and has no `reduction` to switch that off; or targets would broadcast.
+            and has no `reduction` to switch that off; it takes the batch and not a part of it; or
+            targets would broadcast.
     """
     if (known := torch_losses(criterion, (output, target), {})) is not None:
         return sums_of_rows(known[0])
@@ -180,8 +181,14 @@ def _one_by_one(snapshot: Criterion, record: Known, batch: LossBatch) -> Tensor:
         loss: Tensor = one.evaluate(twin(snapshot, wide=True)).sum()
         return loss
 
+    def alone(*rows: Tensor) -> Tensor:
+        try:
+            return single(*rows)
+        except Exception as error:
+            raise fails_alone(snapshot, batch.part(1).shapes(), error) from error
+
     def loop(*rows: Tensor) -> Tensor:
-        return torch.stack([single(*row) for row in zip(*rows, strict=True)])
+        return torch.stack([alone(*row) for row in zip(*rows, strict=True)])
 
     def in_torch(*rows: Tensor) -> Tensor:
         with _NoNumpy():
@@ -194,7 +201,7 @@ def _one_by_one(snapshot: Criterion, record: Known, batch: LossBatch) -> Tensor:
         try:
             return sums_of_rows(way(*batch.rows))
         except Exception:  # by numpy or a look-up it may be any
-            single(*(row[0] for row in batch.rows))  # what is wrong without vmap too is the user's
+            alone(*(row[0] for row in batch.rows))  # what is wrong without vmap too is the user's
             record.way += 1
     return sums_of_rows(loop(*batch.rows))
 
@@ -233,7 +240,11 @@ def _is_sum_of_samples(snapshot: Criterion, batch: LossBatch, losses: Tensor) ->
     """
     with torch.no_grad():
         part = batch.part(batch.n // 2)
-        alone, expected = _unreduced(snapshot, part), losses[: part.n]
+        expected = losses[: part.n]
+        try:
+            alone = _unreduced(snapshot, part)
+        except Exception as error:
+            raise fails_alone(snapshot, part.shapes(), error) from error
     if alone is None:
         return torch.tensor(False)
     difference = (sums_of_rows(alone) - expected).abs().sum()
