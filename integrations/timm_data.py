@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from adaptive_subset.integrations.timm_flags import Refusal
 from timm.data.dataset import AugMixDataset
+from timm.data.loader import adapt_to_chs
 from torch.utils.data import Dataset
 
 from adaptive_subset import AdaptiveSubsetSampler, Selector
@@ -138,6 +139,9 @@ def evaluation_transform(
         **{"dataset": _Blank(), "is_training": False, "distributed": False},
         **{"use_prefetcher": False, "num_workers": 0, "persistent_workers": False},
     }
+    channels = arguments["input_size"][0]
+    for name in {"mean", "std"} & arguments.keys():  # as the prefetcher does, for --in-chans
+        arguments[name] = adapt_to_chs(arguments[name], channels)
     create_loader(**arguments)
     return arguments["dataset"].transform
 

@@ -80,7 +80,7 @@ class Counted(nn.Module):
         self.body = models.mlp()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x.float())  # type: ignore[no-any-return]
+        return self.body(x.float())
 
 
 #: name → (model, inputs, names of the heads)

@@ -13,7 +13,13 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from adaptive_subset.integrations import timm_data, timm_flags, timm_model, timm_patch
-from timm.data import AugMixDataset, create_dataset, create_loader
+from timm.data import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    AugMixDataset,
+    create_dataset,
+    create_loader,
+)
 from timm.data.distributed_sampler import RepeatAugSampler
 
 from adaptive_subset import GradMatchPB, Selector
@@ -140,12 +146,13 @@ def test_a_task_holds_the_weighted_criterion(flags):
 # What can only be seen close up.
 
 
-@pytest.mark.parametrize("splits", [0, 3])
-def test_the_pool_is_the_training_set_as_evaluation_sees_it(images, splits):
-    root = str(images / "train")
-    options = {"input_size": (3, 24, 24), "num_workers": 1, "device": torch.device("cpu")}
+@pytest.mark.parametrize(("splits", "mode"), [(0, "RGB"), (3, "RGB"), (0, "L")])
+def test_the_pool_is_the_training_set_as_evaluation_sees_it(images, splits, mode):
+    root, size = str(images / "train"), (len(mode), 24, 24)
+    options = {"input_size": size, "num_workers": 1, "device": torch.device("cpu")}
     options.update(batch_size=5, persistent_workers=False)
-    dataset = create_dataset("", root)
+    options.update(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)  # whatever the channels
+    dataset = create_dataset("", root, input_img_mode=mode)
     if splits:
         dataset = AugMixDataset(dataset, splits)
     training = create_loader(dataset, is_training=True, num_aug_splits=splits, **options)
@@ -156,7 +163,7 @@ def test_the_pool_is_the_training_set_as_evaluation_sees_it(images, splits):
     seen = [
         torch.stack([torch.as_tensor(part) for part in parts]) for parts in zip(*pool, strict=True)
     ]
-    plain = create_loader(create_dataset("", root), **options)
+    plain = create_loader(create_dataset("", root, input_img_mode=mode), **options)
     expected = [torch.cat(parts) for parts in zip(*plain, strict=True)]
     torch.testing.assert_close(seen[0], expected[0], rtol=0, atol=1e-5)  # normalised on the device
     assert torch.equal(seen[1], expected[1])
