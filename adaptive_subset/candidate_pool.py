@@ -36,8 +36,9 @@ class CandidatePool:
 
     Raises:
         TypeError: groups that are no whole numbers.
-        ValueError: a pool or groups of another length, groups for a strategy that does not divide
-            by them, or a fraction that is not in range, or does not suit strategy and budget.
+        ValueError: a pool or groups of another length, groups or `validation` for a strategy that
+            knows no use for them, or a fraction that is not in range, or does not suit strategy
+            and budget.
     """
 
     def __init__(
@@ -69,6 +70,11 @@ class CandidatePool:
             raise ValueError(
                 "`pool_fraction` must be 1 for a strategy that makes no pass over the pool, got "
                 f"{fraction} for {strategy!r}."
+            )
+        if validation is not None and not strategy.needs_gradients:
+            raise ValueError(
+                "`validation` must be left out for a strategy that looks at no gradient, got some "
+                f"for {strategy!r}: nothing would be matched. Use one that does, GradMatch() say."
             )
         if fraction < 1 and budget is not None and strategy.size_varies:
             raise ValueError(

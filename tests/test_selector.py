@@ -97,6 +97,7 @@ def test_the_budget_follows_from_fraction_or_budget(arguments: dict[str, Any], b
         ({"pool_fraction": 0.0}, r"`pool_fraction` must be in \(0, 1\], got 0.0"),
         ({"pool_fraction": 0.2}, r"at least the budget of 10 samples.*0.2, which leaves 8"),
         ({"pool_fraction": 0.5, "strategy": Random()}, r"`pool_fraction` must be 1.*Random\(\)"),
+        ({"validation": DATA, "strategy": OrderDP()}, r"`validation` must be left out .*OrderDP"),
         (
             {"pool_fraction": 0.5, "strategy": norms_of(sizes.FullAtEnd(epochs=8))},
             r"`pool_fraction` must be 1 for a strategy whose sizes vary, got 0.5 for PerEpoch",

@@ -31,7 +31,8 @@ class FreshRandom(Strategy):
     """A new random subset at every selection, without replacement across selections.
 
     Each epoch trains on the next k samples of endlessly reshuffled passes over the data, so that
-    every sample is seen equally often, and never twice in an epoch (see `shard`). This is RS2
+    every sample is seen equally often, and never twice in an epoch (see `shard`); what comes in the
+    epochs between two selections, where ``every`` is more than one, is left out. This is RS2
     (Okanovic et al. 2024, "Repeated Random Sampling for Minimizing the Time-to-Accuracy of
     Learning"), the baseline that costs nothing and that many methods fail to beat.
     """
