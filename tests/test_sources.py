@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import UserList
+from collections import UserDict, UserList
 from typing import Any
 
 import numpy as np
@@ -328,6 +328,34 @@ def test_what_the_model_does_not_take_is_named(item: Any, message: str, losses: 
     source = GradientSource([item] * 4, target=target)
     with pytest.raises(TypeError, match=f"`model` must take all that an item.*{message}"):
         (source.losses if losses else source.read)(models.mlp(), nn.CrossEntropyLoss())
+
+
+class Encoding(UserDict[str, Any]):
+    """As tokenizers return: a mapping whose fields are attributes too."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "data" or name not in self.data:
+            raise AttributeError(name)
+        return self.data[name]
+
+
+class ByAttribute(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = models.mlp()
+
+    def forward(self, encoding: Any) -> torch.Tensor:
+        return self.body(encoding.x)
+
+
+def test_a_mapping_stays_of_its_kind() -> None:
+    items = [(Encoding(x=X[i]), int(Y[i])) for i in range(N)]
+    model, loss = ByAttribute(), nn.CrossEntropyLoss()
+    found = GradientSource(items, batch_size=5).read(model, loss)
+    torch.testing.assert_close(
+        dense(found.gradients), dense(GradientSource(DATA).read(model.body, loss).gradients)
+    )
+    assert all(torch.equal(item.x, x) for (item, _), x in zip(items, X, strict=True))
 
 
 def test_an_error_of_the_model_s_own_is_left_as_it_is() -> None:

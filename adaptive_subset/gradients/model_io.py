@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -36,10 +37,15 @@ def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: _mapped(field, change) for key, field in value.items()}
+        fields = {key: _mapped(field, change) for key, field in value.items()}
+        if not isinstance(value, MutableMapping):
+            return fields
+        changed: Any = copy.copy(value)  # of its own kind, whose attributes a model may read
+        changed.update(fields)
+        return changed
     if isinstance(value, (tuple, list)):
-        fields = [_mapped(field, change) for field in value]
-        return value._make(fields) if hasattr(value, "_make") else type(value)(fields)
+        parts = [_mapped(entry, change) for entry in value]
+        return value._make(parts) if hasattr(value, "_make") else type(value)(parts)
     return value
 
 
