@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive_subset.checks import Described, check_state
+from adaptive_subset.checks import Described, check_state, digest
 from adaptive_subset.distributed import Ranks, world
 
 _MOST = 1024  # batches whose tensors stay on the device
@@ -143,9 +143,27 @@ class LossRecord:
         """Enter what all `ranks` have noted since the last time; all of them call it.
 
         The i-th batches of all of them are entered as one, in the order of ranks.
+
+        Raises:
+            RuntimeError: some noted none, or knew other losses before; on all of them.
         """
         self._fetch()
-        sizes, indices, losses = zip(*ranks.step(lambda: _packed(self._noted)), strict=True)
+        known = digest(self._values) if ranks.size > 1 else None
+        told = ranks.step(lambda: (known, *_packed(self._noted)))
+        before, sizes, indices, losses = zip(*told, strict=True)
+        if len(set(before)) > 1:
+            raise RuntimeError(
+                "every rank must know the same losses of training, got "
+                f"{', '.join(before)} on ranks 0 to {ranks.size - 1}. Load the same checkpoint on "
+                "all ranks, or on none."
+            )
+        silent = [rank for rank, batches in enumerate(sizes) if not len(batches)]
+        if 0 < len(silent) < ranks.size:
+            raise RuntimeError(
+                "`criterion` must be what the training step computes its loss with on every rank, "
+                "got an epoch in which the WeightedLoss of the selector computed none on "
+                f"rank {', '.join(map(str, silent))} of {ranks.size}. Train on what it returns."
+            )
         self._noted.clear()
         parts = [
             list(zip(at.split(size.tolist()), noted.split(size.tolist()), strict=True))

@@ -141,7 +141,7 @@ def evaluation_transform(
     }
     channels = arguments["input_size"][0]
     for name in {"mean", "std"} & arguments.keys():  # as the prefetcher does, for --in-chans
-        arguments[name] = adapt_to_chs(arguments[name], channels)
+        arguments[name] = adapt_to_chs(arguments[name], channels)  # type: ignore[no-untyped-call]
     create_loader(**arguments)
     return arguments["dataset"].transform
 

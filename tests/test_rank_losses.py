@@ -244,3 +244,25 @@ def _twice(rank: int) -> tuple[Tensor, Tensor | None]:
         record.note(torch.tensor([2]), torch.tensor([8.0]))
     record.exchange(Ranks.of_run())
     return record.values, record.kept
+
+
+def test_ranks_that_learn_different_things_raise(tmp_path: Path) -> None:
+    for silent, loaded in in_ranks(2, _apart, tmp_path):
+        assert silent.startswith("RuntimeError: `criterion` must be what the training step")
+        assert "computed none on rank 0 of 2." in silent
+        assert loaded.startswith("RuntimeError: every rank must know the same losses of training")
+
+
+def _apart(rank: int) -> tuple[Any, Any]:
+    """Only rank 1 trains on its WeightedLoss; only rank 1 loads a state."""
+    from adaptive_subset.distributed import Ranks
+
+    ranks, record = Ranks.of_run(), LossRecord(3)
+    if rank == 1:
+        record.note(torch.tensor([0]), torch.tensor([1.0]))
+    silent = outcome(lambda: record.exchange(ranks))
+    record = LossRecord(3)
+    record.exchange(ranks)  # nothing on both is no difference
+    if rank == 1:
+        record.load_state_dict({"values": torch.ones(3)})
+    return silent, outcome(lambda: record.exchange(ranks))
