@@ -69,8 +69,8 @@ class Selector:
         seed: of everything random in a selection.
         source: a `GradientSource` of your own in place of the one that `pool` and the following
             describe.
-        reading: how the pool is read: head, target, batch_size, num_workers, storage_dtype,
-            storage_dir, sketch, progress; see `GradientSource`.
+        reading: how the pool is read: head, target, batch_size, num_workers, collate_fn,
+            storage_dtype, storage_dir, sketch, progress; see `GradientSource`.
 
     Raises:
         ValueError: a budget that is not in range, both or neither of `fraction` and `budget`, a

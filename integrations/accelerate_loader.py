@@ -118,6 +118,21 @@ class SubsetLoader:
         self._subset.load_state_dict(state)
 
 
+def check_leaves_batches(accelerator: Accelerator, *, is_shard: bool = True) -> None:
+    """Raise a ValueError for an accelerator that splits batches, or dispatches them.
+
+    Args:
+        is_shard: whether it prepares loaders as those of one process.
+    """
+    config = accelerator.dataloader_config
+    if config.split_batches or config.dispatch_batches or not is_shard:
+        raise ValueError(
+            "`accelerator` must leave the batches of each process to its loader, got "
+            f"split_batches={config.split_batches}, dispatch_batches={config.dispatch_batches}. "
+            "Leave both out, and pass the batch size of one process."
+        )
+
+
 def unsharded(accelerator: Accelerator, loader: DataLoader[Any]) -> DataLoader[Any]:
     """A loader that `accelerator` has prepared, each process reading all that its sampler gives.
 
@@ -127,13 +142,7 @@ def unsharded(accelerator: Accelerator, loader: DataLoader[Any]) -> DataLoader[A
     Raises:
         ValueError: an accelerator that splits or dispatches batches.
     """
-    config = accelerator.dataloader_config
-    if config.split_batches or config.dispatch_batches or not isinstance(loader, DataLoaderShard):
-        raise ValueError(
-            "`accelerator` must leave the batches of each process to its loader, got "
-            f"split_batches={config.split_batches}, dispatch_batches={config.dispatch_batches}. "
-            "Leave both out, and pass the batch size of one process."
-        )
+    check_leaves_batches(accelerator, is_shard=isinstance(loader, DataLoaderShard))
     if isinstance(loader.batch_sampler, BatchSamplerShard):
         loader.batch_sampler.num_processes, loader.batch_sampler.process_index = 1, 0
         loader.batch_sampler.even_batches = False

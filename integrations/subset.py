@@ -15,8 +15,8 @@ OPTIONS = (
     *("fraction", "budget", "tolerance"),
     *("every", "epochs", "warm_start"),
     *("pool", "pool_fraction", "validation", "groups", "weights", "seed"),
-    *("head", "target", "batch_size", "num_workers", "storage_dtype", "storage_dir"),
-    *("sketch", "progress"),
+    *("head", "target", "batch_size", "num_workers", "collate_fn"),
+    *("storage_dtype", "storage_dir", "sketch", "progress"),
 )
 _OF_SAMPLER = ("every", "epochs", "warm_start")
 

@@ -11,10 +11,9 @@ import torch
 from adaptive_subset.integrations.subset import OPTIONS, Subset, extra_is_missing
 
 from adaptive_subset import AdaptiveSubsetSampler, Strategy, TokenLoss, retag
-from adaptive_subset.gradients.pool_checks import is_map_style
 
 try:
-    from adaptive_subset.integrations.accelerate_loader import unsharded
+    from adaptive_subset.integrations.accelerate_loader import check_leaves_batches, unsharded
     from transformers import Trainer, TrainerCallback
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 except ImportError as error:
@@ -35,8 +34,8 @@ class SubsetMixin:
     Args:
         args, kwargs: what the Trainer takes, and the options in
             `adaptive_subset.integrations.subset.OPTIONS`; `epochs` is
-            `num_train_epochs` by default. The pool is `train_dataset`, collated as for evaluation,
-            as is a dataset for `validation`.
+            `num_train_epochs` by default. The pool, `train_dataset`, and a dataset for `validation`
+            are collated as in training, in batches as large as in evaluation.
         strategy: how to choose.
         criterion: ``criterion(logits, labels)``, such as ``nn.CrossEntropyLoss()``, or
             ``TokenLoss(shift=True)`` for a causal language model. It must be a mean.
@@ -64,13 +63,17 @@ class SubsetMixin:
         kwargs["compute_loss_func"] = self._weighted_loss
         super().__init__(*args, **kwargs)
         _check_arguments(self.args, self.train_dataset, criterion)
+        check_leaves_batches(self.accelerator)
         self.label_names = self.label_names or ["labels"]  # the model need not take any
         if options.get("warm_start") and self.args.max_steps <= 0:
             options.setdefault("epochs", math.ceil(self.args.num_train_epochs))
-        if options.get("pool_fraction", 1.0) == 1.0 and options.get("pool") is None:
-            options["pool"] = self._collated(self.train_dataset)
-        if is_map_style(options.get("validation")):
-            options["validation"] = self._collated(options["validation"])
+        collate = self._get_collator_with_removed_columns(self.data_collator, "selection")
+        options = {
+            "collate_fn": collate,
+            "batch_size": self.args.eval_batch_size,
+            "num_workers": self.args.dataloader_num_workers,
+            **options,
+        }
         self.subset = Subset(
             self.train_dataset,
             criterion,
@@ -89,10 +92,6 @@ class SubsetMixin:
         self.train_dataset = self.sampler.dataset
         self.data_collator = retag(self.data_collator)
         self.add_callback(_Select(self))
-
-    def _collated(self: Any, dataset: Any) -> Any:
-        """A loader whose batches are those of an evaluation on `dataset`, whole on each process."""
-        return unsharded(self.accelerator, self.get_test_dataloader(dataset))
 
     def _weighted_loss(
         self: Any, outputs: Any, labels: Any, num_items_in_batch: Any = None

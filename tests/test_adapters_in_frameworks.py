@@ -402,6 +402,9 @@ def test_the_trainer_pads_the_validation_data_too(tmp_path: Path) -> None:
     alone.train()
     errors = [[e["relative_error"] for e in t.sampler.history] for t in (trainer, alone)]
     assert errors[0] == pytest.approx(errors[1])  # the same data
+    part = trainer_of(tmp_path, model=Bag(), **{**given, "pool_fraction": 0.75})
+    part.train()
+    assert len(part.sampler.history) == len(errors[0])
 
 
 def test_the_trainer_counts_labels_of_several_columns_once(tmp_path: Path) -> None:

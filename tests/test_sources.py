@@ -315,6 +315,46 @@ def test_items_that_make_no_batch_are_those_of_the_pool() -> None:
         GradientSource(Ragged()).read(models.mlp(), nn.CrossEntropyLoss())
 
 
+class Sums(nn.Module):
+    """Of padded sequences; writes to its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(1, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x.mul_(2).sum(1, keepdim=True))
+
+
+def padded(items: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    sequences, labels = zip(*items, strict=True)
+    return nn.utils.rnn.pad_sequence([*sequences], batch_first=True), torch.tensor(labels)
+
+
+def test_items_are_collated_as_in_training() -> None:
+    model, loss, data = Sums(), nn.CrossEntropyLoss(), Ragged()
+    batches = [padded([data[i] for i in part.tolist()]) for part in torch.arange(8).split(3)]
+    wanted = GradientSource(DataLoader(batches, batch_size=None)).read(model, loss)  # type: ignore[arg-type]
+    source = GradientSource(data, collate_fn=padded, batch_size=3)
+    assert torch.equal(dense(source.read(model, loss).gradients), dense(wanted.gradients))
+    some = source.over(Ragged(), "validation").read(model, loss, torch.tensor([5, 0]))
+    assert torch.equal(dense(some.gradients), dense(wanted.gradients)[[5, 0]])
+    selector = Selector(
+        *(data, GradMatch()), budget=2, pool_fraction=0.5, criterion=loss, collate_fn=padded
+    )
+    assert len(selector.select(model, 0)) == 2
+
+
+def test_what_a_collate_function_hands_out_is_left_as_it_is() -> None:
+    held = torch.ones(8, 3), torch.arange(8) % 4
+
+    def views(items: list[Any]) -> Any:
+        return tuple(tensor[: len(items)] for tensor in held)
+
+    GradientSource(TensorDataset(*held), collate_fn=views).read(Sums(), nn.CrossEntropyLoss())
+    assert bool((held[0] == 1).all())
+
+
 @pytest.mark.parametrize("losses", [False, True])
 @pytest.mark.parametrize(
     ("item", "message"),

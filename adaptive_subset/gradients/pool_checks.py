@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.utils.data import (
     RandomSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
+    default_collate,
 )
 
 from adaptive_subset.items import split_batch
@@ -80,3 +81,20 @@ def shuffles(pool: Any) -> bool:
     samplers = [getattr(pool, "sampler", None)]
     samplers.append(getattr(getattr(pool, "batch_sampler", None), "sampler", None))
     return any(isinstance(s, _SHUFFLING) or getattr(s, "shuffle", None) is True for s in samplers)
+
+
+def collated(items: list[Any], collate_fn: Callable[[list[Any]], Any] | None, name: str) -> Any:
+    """A batch of samples, by `collate_fn` or torch's own.
+
+    Raises:
+        ValueError: torch's cannot make one of them.
+    """
+    if collate_fn is not None:
+        return collate_fn(items)
+    try:
+        return default_collate(items)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"`{name}` must hold items that torch can put into batches, got {error}. Say how "
+            "training puts them together: Selector(..., collate_fn=...)."
+        ) from error

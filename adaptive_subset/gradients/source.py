@@ -17,7 +17,6 @@ from torch.utils.data import (
     Dataset,
     IterableDataset,
     Subset,
-    default_collate,
 )
 
 from adaptive_subset.checks import whole
@@ -27,7 +26,7 @@ from adaptive_subset.gradients.head import Head
 from adaptive_subset.gradients.look_ahead import LastLayer
 from adaptive_subset.gradients.model_state import is_on_gpu
 from adaptive_subset.gradients.per_sample import Criterion
-from adaptive_subset.gradients.pool_checks import check_pool, is_map_style, shuffles
+from adaptive_subset.gradients.pool_checks import check_pool, collated, is_map_style, shuffles
 from adaptive_subset.gradients.pool_losses import pool_losses
 from adaptive_subset.gradients.protocol import Gradients
 from adaptive_subset.gradients.sketch import Sketch
@@ -45,6 +44,7 @@ class Reading(TypedDict, total=False):
     target: int | str | None
     batch_size: int
     num_workers: int
+    collate_fn: Callable[[list[Any]], Any] | None
     storage_dtype: torch.dtype | None
     storage_dir: str | PathLike[str] | None
     sketch: int
@@ -87,6 +87,9 @@ class GradientSource:
         batch_size, num_workers: of the pass over the pool; a larger batch is faster and takes
             more memory, the result does not depend on it. On a GPU, one that does not fit is run
             in halves.
+        collate_fn: makes a batch of a list of samples of a dataset, as that of a DataLoader does:
+            the one of training, where samples are padded, or fields left out. It must treat each
+            sample the same in any batch, and mix none. By default torch's own.
         storage_dtype: what gradients are kept in, n Σ(C + p) numbers: by default float32 (float64
             for a float64 model). torch.float16 and bfloat16 halve that, for pools of millions of
             samples; everything is computed in float32 still, from rounded factors.
@@ -113,6 +116,7 @@ class GradientSource:
         target: int | str | None = None,
         batch_size: int = 256,
         num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
         storage_dtype: torch.dtype | None = None,
         storage_dir: str | PathLike[str] | None = None,
         sketch: int = 8192,
@@ -136,6 +140,7 @@ class GradientSource:
         self.target = target
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.collate_fn = collate_fn
         self.storage_dtype = storage_dtype
         self.storage_dir = folder
         self.sketch = whole("sketch", sketch)
@@ -194,7 +199,7 @@ class GradientSource:
                 storage_dir=self.storage_dir,
                 sketch=Sketch(self.sketch, seed),
                 name=self.name,
-                fresh=is_map_style(pool),  # collated in `_batches`
+                fresh=is_map_style(pool) and self.collate_fn is None,  # new ones, by torch's
                 expect=expect,
             )
         if not gradients.is_finite():
@@ -259,7 +264,7 @@ class GradientSource:
             cast("Dataset[Any]", pool),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
-            collate_fn=partial(_collated, name=self.name),
+            collate_fn=partial(collated, collate_fn=self.collate_fn, name=self.name),
             pin_memory=is_on_gpu(model) and not self._is_on_gpu(pool),
             # Else the loader draws its workers' seeds from the global generator.
             generator=seeded(0, 0, Purpose.WORKERS),
@@ -285,14 +290,3 @@ class GradientSource:
             ) from None
         bar: Iterator[Any] = tqdm(batches, desc="gradients", leave=False, unit="batch")
         return bar
-
-
-def _collated(items: list[Any], name: str) -> Any:
-    try:
-        return default_collate(items)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"`{name}` must hold items that torch can put into batches, got {error}. Pass a loader "
-            "that puts them together as training does, in the order of the dataset: "
-            "Selector(..., pool=DataLoader(dataset, batch_size=..., collate_fn=...))."
-        ) from error
