@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adaptive_subset.distributed import Ranks
 from adaptive_subset.gradients.look_ahead import LastLayer
-from adaptive_subset.gradients.model_state import readable
+from adaptive_subset.gradients.model_state import place_of, readable
 from adaptive_subset.gradients.per_sample import Criterion
 from adaptive_subset.gradients.protocol import Gradients
 from adaptive_subset.gradients.snapshot import preserved_modules
@@ -130,7 +130,7 @@ def read_shares(
 
     edges = torch.tensor([0, *ranks.step(read)]).cumsum(0)
     empty = ranks.first(lambda: _Empty.like(found[0]))
-    device = next(readable(model).parameters()).device
+    device = place_of(readable(model)).device
     part = found[0] if found else empty.on(device, criterion)
     told = ranks.step(lambda: (part.last_layer is not None, part.classes))
     if not all(is_last for is_last, _ in told):

@@ -28,7 +28,7 @@ class Random(Strategy):
 
 @dataclass(frozen=True)
 class FreshRandom(Strategy):
-    """A new random subset at every selection, without replacement across selections.
+    """A new random subset in every epoch, without replacement from one epoch to the next.
 
     Each epoch trains on the next k samples of endlessly reshuffled passes over the data, so that
     every sample is seen equally often, and never twice in an epoch (see `shard`); what comes in the
