@@ -31,7 +31,8 @@ def extra_is_missing(error: ImportError, extra: str) -> ImportError:
     """The error for a framework that is not installed."""
     return ImportError(
         f"{error.name} is missing, which this adapter is for. Install it: "
-        f"pip install 'adaptive-subset[{extra}]'"
+        f"pip install 'adaptive-subset[{extra}]'",
+        name=error.name,
     )
 
 

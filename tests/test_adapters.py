@@ -138,6 +138,7 @@ def test_a_loss_that_is_never_called_is_noticed() -> None:
     [
         ("lightning_callback", "lightning", "lightning"),
         ("transformers_trainer", "transformers", "transformers"),
+        ("transformers_trainer", "accelerate", "transformers"),
         ("accelerate_loader", "accelerate", "accelerate"),
     ],
 )
@@ -145,13 +146,15 @@ def test_a_missing_framework_is_named_with_its_extra(
     module: str, framework: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"adaptive_subset.integrations.{module}"
-    monkeypatch.delitem(sys.modules, name, raising=False)
+    for adapter in (name, "adaptive_subset.integrations.accelerate_loader"):
+        monkeypatch.delitem(sys.modules, adapter, raising=False)
     if framework == "transformers":
         pytest.importorskip("accelerate")
     for loaded in [m for m in sys.modules if m.partition(".")[0] == framework]:
         monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, framework, None)
-    with pytest.raises(ImportError, match=rf"pip install 'adaptive-subset\[{extra}\]'"):
+    message = rf"^{framework}\S* is missing.*pip install 'adaptive-subset\[{extra}\]'"
+    with pytest.raises(ImportError, match=message):
         importlib.import_module(name)
 
 
