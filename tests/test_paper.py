@@ -26,8 +26,9 @@ from benchmarks.arena.run import train
 from benchmarks.paper import __main__ as command
 from benchmarks.paper import presets, report
 from benchmarks.paper.experiment import STEPS, Experiment
-from benchmarks.paper.figures import STOPPED, Against, Entry, compared, entries
+from benchmarks.paper.figures import STOPPED, Against, Entry, as_fast, compared, entries
 from benchmarks.paper.presets import PRESETS, SMALL, Heat, Preset, variants, with_bf16
+from benchmarks.paper.printed import Printed
 from benchmarks.paper.verdicts import judged
 from tests.test_arena import TINY, blobs
 
@@ -349,6 +350,17 @@ def test_methods_are_compared_by_seed_and_with_all_data() -> None:
     assert compared(found, "c") == []
 
 
+def test_what_lost_least_is_sought_at_all_budgets_but_never_among_slower_ones() -> None:
+    slow = replace(entry("a", [0.98], 50), fraction=0.3)
+    some = [slow, entry("a", [0.95], 5), replace(entry("b", [0.97], 9), fraction=0.2)]
+    assert as_fast(some, 10) is some[2]
+    assert as_fast(some, 12) is some[1]
+    assert as_fast(some, 2) is slow
+    assert as_fast(some, 30) is None
+    told = report._as_fast({"mnist": some}, Printed("", "blobs", "a", 0.1, 10, 0))
+    assert told == "`b` at 20 %: 11.1 ×, 1.00 lost"
+
+
 def test_the_test_is_wilcoxons() -> None:
     assert Against("b", tuple(range(1, 7))).p == pytest.approx(2 / 2**6)
     assert Against("b", (0.0, 0.0)).p is None
@@ -474,7 +486,7 @@ def test_the_command_runs_and_writes_the_page(
     assert row[1:4] == ["3", "90.70 ± 0.10", "+7.20"]  # of 97.90 with all data
     assert row[7] == "10.0 ×"
     assert (tmp_path / "paper-tiny-speed-up.png").exists()
-    assert "27 ×, 0.35 lost | not run | not run" in text
+    assert "27 ×, 0.35 lost | not run | not run | not run |" in text
 
 
 def test_runs_of_another_device_are_not_mixed(tmp_path: Path) -> None:

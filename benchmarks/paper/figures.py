@@ -123,6 +123,11 @@ def entries(experiment: Experiment, heat: Heat) -> list[Entry]:
     return found
 
 
+def as_fast(found: Sequence[Entry], gain: float) -> Entry | None:
+    """What lost least of what trains `gain` times as fast as all data, or faster."""
+    return min((e for e in found if e.speedup >= gain), key=lambda e: e.lost, default=None)
+
+
 def _step(experiment: Experiment, heat: Heat, method: str, device: str) -> float | None:
     """What a step of the method takes for one on all data; None where it is another network's."""
     ours, theirs = (experiment.tasks[name] for name in (heat.task, heat.full))
