@@ -206,8 +206,8 @@ def _printed(ours: dict[str, list[Entry]]) -> str:
         for twin in ("", "-small"):
             row.append(_beside(ours, item.task, twin, item.method, item.fraction))
         rows.append([*row, _as_fast(ours, item)])
-    heads = ("in the paper", "task", "method", "budget", "the paper's", "ours", "our small twin's")
-    heads += ("least lost of ours as fast",)
+    heads = ["in the paper", "task", "method", "budget", "the paper's", "ours", "our small twin's"]
+    heads += ["least lost of ours as fast"]
     note = (
         "The last column takes the method and the budget that lost least of what is at least as "
         "fast as the paper's: the best of many on the test set, which flatters it a little. "
