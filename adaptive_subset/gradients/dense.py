@@ -43,7 +43,7 @@ class DenseGradients(Gradients):
 
     def take(self, index: Index) -> DenseGradients:
         """See `Gradients.take`."""
-        return DenseGradients(self.matrix[index])
+        return type(self)(self.matrix[index])
 
     def sum(self, weights: Tensor | None = None, index: Tensor | None = None) -> Tensor:
         """See `Gradients.sum`."""
@@ -92,4 +92,4 @@ class DenseGradients(Gradients):
 
     def with_rows(self, rows: list[Tensor]) -> DenseGradients:
         """See `Gradients.with_rows`."""
-        return DenseGradients(rows[0])
+        return type(self)(rows[0])

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from adaptive_subset.gradients.dense import DenseGradients
-from adaptive_subset.gradients.protocol import Index
 from adaptive_subset.gradients.token_slopes import TokenSlopes, numbers_at_once
 from adaptive_subset.randomness import Purpose, seeded
 
@@ -121,14 +120,6 @@ class SketchedGradients(DenseGradients):
     """
 
     is_estimate = True
-
-    def take(self, index: Index) -> SketchedGradients:
-        """See `Gradients.take`."""
-        return SketchedGradients(self.matrix[index])
-
-    def with_rows(self, rows: list[Tensor]) -> SketchedGradients:
-        """See `Gradients.with_rows`."""
-        return SketchedGradients(rows[0])
 
 
 def sketch_of(
