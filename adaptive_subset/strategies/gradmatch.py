@@ -228,11 +228,6 @@ class GradMatchPB(_Matching):
 
     batch_size: int = 128
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
-
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`; `budget` is a multiple of the batch size."""
         generator = seeded(seed, epoch, Purpose.SELECTION)

@@ -50,6 +50,8 @@ class Strategy(Described, ABC):
     def __post_init__(self) -> None:
         if is_dataclass(self):
             check_fields(self)
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
 
     def size_at(self, n: int, budget: int, epoch: int) -> int:
         """How many of n samples it chooses for `epoch`, where the Selector was given `budget`."""
