@@ -150,14 +150,15 @@ class LossRecord:
         self._fetch()
         known = digest(self._values) if ranks.size > 1 else None
         told = ranks.step(lambda: (known, *_packed(self._noted)))
-        before, sizes, indices, losses = zip(*told, strict=True)
+        before, *noted = zip(*told, strict=True)
+        parts = list(map(_unpacked, *noted))
         if len(set(before)) > 1:
             raise RuntimeError(
                 "every rank must know the same losses of training, got "
                 f"{', '.join(before)} on ranks 0 to {ranks.size - 1}. Load the same checkpoint on "
                 "all ranks, or on none."
             )
-        silent = [rank for rank, batches in enumerate(sizes) if not len(batches)]
+        silent = [rank for rank, batches in enumerate(parts) if not batches]
         if 0 < len(silent) < ranks.size:
             raise RuntimeError(
                 "`criterion` must be what the training step computes its loss with on every rank, "
@@ -165,10 +166,6 @@ class LossRecord:
                 f"rank {', '.join(map(str, silent))} of {ranks.size}. Train on what it returns."
             )
         self._noted.clear()
-        parts = [
-            list(zip(at.split(size.tolist()), noted.split(size.tolist()), strict=True))
-            for size, at, noted in zip(sizes, indices, losses, strict=True)
-        ]
         for step in range(max(len(part) for part in parts)):
             batch = [part[step] for part in parts if step < len(part)]
             self._enter(torch.cat([at for at, _ in batch]), torch.cat([of for _, of in batch]))
@@ -239,8 +236,7 @@ class LossRecord:
                     "Load on each rank what it saved, or call selector.exchange_losses() on all "
                     "ranks before one of them saves for all."
                 )
-            sizes, at, of = (state[name].cpu() for name in _NOTED)
-            noted = list(zip(at.split(sizes.tolist()), of.split(sizes.tolist()), strict=True))
+            noted = _unpacked(*(state[name].cpu() for name in _NOTED))
         loaded = {name: state[name].detach().to("cpu", torch.float32, copy=True) for name in names}
         self._waiting.clear()
         self._noted = noted
@@ -259,6 +255,12 @@ def _packed(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tenso
     indices = torch.cat([torch.zeros(0, dtype=torch.int64), *(at for at, _ in batches)])
     losses = torch.cat([torch.zeros(0, dtype=torch.float32), *(noted for _, noted in batches)])
     return sizes, indices, losses
+
+
+def _unpacked(sizes: Tensor, indices: Tensor, losses: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The batches that were `_packed`."""
+    each = sizes.tolist()
+    return list(zip(torch.split(indices, each), torch.split(losses, each), strict=True))
 
 
 def _once_each(indices: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
