@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -44,9 +45,7 @@ class FactoredGradients(Gradients):
 
     def take(self, index: Index) -> FactoredGradients:
         """See `Gradients.take`."""
-        return FactoredGradients(
-            [(d[index].to(self.dtype), h[index].to(self.dtype)) for d, h in self.blocks]
-        )
+        return FactoredGradients(self._at(index))
 
     def compact(self) -> Gradients:
         """A matrix where a gradient is no longer than its factors, as one row of a layer is."""
@@ -57,6 +56,10 @@ class FactoredGradients(Gradients):
             for d, h in self.blocks
         ]
         return DenseGradients(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
+
+    def _at(self, index: Index | int) -> list[tuple[Tensor, Tensor]]:
+        """The factors at `index`, in the dtype to compute in."""
+        return [(d[index].to(self.dtype), h[index].to(self.dtype)) for d, h in self.blocks]
 
     def _slices(self, index: Tensor | None = None) -> Iterator[FactoredGradients]:
         """All of it, or those at `index`, in the dtype to compute in."""
@@ -102,36 +105,33 @@ class FactoredGradients(Gradients):
         return self._by_slice(lambda part: part._correlate(vector, first))[:first]
 
     def _correlate(self, vector: Tensor, first: int | None) -> Tensor:
-        start, total = 0, None
+        start, parts = 0, []
         for delta, h in self.blocks:
             delta, h = delta[:first], h[:first]
             rows, columns = delta.shape[1], h.shape[1]
             matrix = vector[start : start + rows * columns].to(h.dtype).view(rows, columns)
             start += rows * columns
             if rows == 1:
-                part = torch.mv(h, matrix[0]).mul_(delta[:, 0])
+                parts.append(torch.mv(h, matrix[0]).mul_(delta[:, 0]))
             elif rows <= columns:
-                part = torch.linalg.vecdot(h @ matrix.T, delta)
+                parts.append(torch.linalg.vecdot(h @ matrix.T, delta))
             else:
-                part = torch.linalg.vecdot(delta @ matrix, h)
-            total = part if total is None else total + part
-        assert total is not None
-        return total
+                parts.append(torch.linalg.vecdot(delta @ matrix, h))
+        return _added(parts)
 
     def dense(self, index: int) -> Tensor:
         """See `Gradients.dense`."""
-        pairs = [(d[index].to(self.dtype), h[index].to(self.dtype)) for d, h in self.blocks]
-        parts = [torch.outer(d, h).flatten() for d, h in pairs]
+        parts = [torch.outer(d, h).flatten() for d, h in self._at(index)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def gram_column(self, index: int) -> Tensor:
         """See `Gradients.gram_column`."""
-        own = [(d[index].to(self.dtype), h[index].to(self.dtype)) for d, h in self.blocks]
+        own = self._at(index)
 
         def column(part: FactoredGradients) -> Tensor:
             pairs = zip(part.blocks, own, strict=True)
-            columns = [torch.mv(d, e) * torch.mv(h, f) for (d, h), (e, f) in pairs]
-            return torch.stack(columns).sum(0) if len(columns) > 1 else columns[0]
+            columns = (torch.mv(d, e) * torch.mv(h, f) for (d, h), (e, f) in pairs)
+            return _added(columns)
 
         return self._by_slice(column)
 
@@ -141,21 +141,22 @@ class FactoredGradients(Gradients):
         """See `Gradients.pairwise`, also for what it raises."""
         if not isinstance(other, FactoredGradients):
             return super().pairwise(other, rows, columns, dtype)
-        dtype, tile = dtype or self.dtype, None
-        for (d, h), (e, f) in zip(self.blocks, other.blocks, strict=True):
-            part = h[rows].to(dtype) @ f[columns].to(dtype).T
-            part.mul_(d[rows].to(dtype) @ e[columns].to(dtype).T)
-            tile = part if tile is None else tile.add_(part)
-        assert tile is not None
-        return tile
+        dtype = dtype or self.dtype
+        tiles = (
+            (h[rows].to(dtype) @ f[columns].to(dtype).T).mul_(
+                d[rows].to(dtype) @ e[columns].to(dtype).T
+            )
+            for (d, h), (e, f) in zip(self.blocks, other.blocks, strict=True)
+        )
+        return _added(tiles)
 
     def squared_norms(self) -> Tensor:
         """See `Gradients.squared_norms`."""
 
         def norms(part: FactoredGradients) -> Tensor:
             blocks = part.blocks
-            each = [torch.linalg.vecdot(d, d) * torch.linalg.vecdot(h, h) for d, h in blocks]
-            return torch.stack(each).sum(0) if len(each) > 1 else each[0]
+            each = (torch.linalg.vecdot(d, d) * torch.linalg.vecdot(h, h) for d, h in blocks)
+            return _added(each)
 
         return self._by_slice(norms)
 
@@ -215,3 +216,8 @@ class FactoredGradients(Gradients):
     def with_rows(self, rows: list[Tensor]) -> FactoredGradients:
         """See `Gradients.with_rows`."""
         return FactoredGradients(list(zip(rows[::2], rows[1::2], strict=True)))
+
+
+def _added(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of what each head adds, in the memory of the first."""
+    return reduce(Tensor.add_, parts)
