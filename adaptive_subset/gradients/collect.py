@@ -17,13 +17,12 @@ from adaptive_subset.gradients.factored import FactoredGradients
 from adaptive_subset.gradients.head import Head
 from adaptive_subset.gradients.kept import Factors, Sums
 from adaptive_subset.gradients.loss_batch import check_takes_two
-from adaptive_subset.gradients.model_io import copied_to, part, targets_of
+from adaptive_subset.gradients.model_io import arguments_and_targets, copied_to, part
 from adaptive_subset.gradients.model_state import evaluating, place_of, readable
 from adaptive_subset.gradients.per_sample import Criterion
 from adaptive_subset.gradients.sketch import Sketch
 from adaptive_subset.gradients.slopes import Slopes
 from adaptive_subset.gradients.storage import Rows
-from adaptive_subset.items import split_batch
 from adaptive_subset.randomness import preserved_random_state
 
 
@@ -100,11 +99,7 @@ def last_layer_gradients(
         stack.enter_context(evaluating(model, criterion))
         stack.enter_context(torch.enable_grad())
         run: Backward | None = None
-        for batch in batches:
-            args, kwargs, y = split_batch(batch, target)
-            y = targets_of(y, name)
-            if len(y) == 0:
-                continue
+        for args, kwargs, y in arguments_and_targets(batches, target, name):
             if run is None:
                 few = part((args, kwargs), slice(2), len(y))
                 run = Backward(model, criterion, head, *few, fresh=fresh)
@@ -128,17 +123,17 @@ def last_layer_gradients(
             if isinstance(kept, Sums) and y.ndim > 1:
                 y = y.new_empty(len(y), 0)  # they differ in length from batch to batch
             targets.append(copied_to(held, y))
-        if run is not None and run.slopes is not None:
+        assert run is not None
+        assert kept is not None
+        if run.slopes is not None:
             run.slopes.flush()
         raise_what_was_found(criterion)
-        if kept is None:
-            raise ValueError(f"`{name}` must yield at least one batch, got none.")
         if size is not None and len(targets) != size:
             raise ValueError(
                 f"`{name}` must yield each of its {size} samples once, in order, got "
                 f"{len(targets)} samples. Check drop_last, the sampler and the length of the data."
             )
-        weight = run.weight() if run is not None and isinstance(kept, Factors) else None
+        weight = run.weight() if isinstance(kept, Factors) else None
         return kept.join(), targets.join(), weight
 
 

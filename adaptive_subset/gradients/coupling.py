@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive_subset.gradients.loss_batch import Criterion
+from adaptive_subset.gradients.loss_batch import Criterion, name_of
 
 
 @dataclass
@@ -73,11 +73,6 @@ def raise_what_was_found(criterion: Criterion) -> None:
         if failed:
             record.batches = 0  # so that it fails again
             raise coupled(criterion, record.shapes)
-
-
-def name_of(criterion: Criterion) -> str:
-    """For messages."""
-    return str(getattr(criterion, "__name__", type(criterion).__name__))
 
 
 def coupled(criterion: Criterion, shapes: str) -> ValueError:

@@ -112,6 +112,11 @@ def explained(output: Tensor, target: Tensor) -> Iterator[None]:
         ) from error
 
 
+def name_of(criterion: Criterion) -> str:
+    """For messages."""
+    return str(getattr(criterion, "__name__", type(criterion).__name__))
+
+
 def check_takes_two(criterion: Criterion) -> None:
     """Raise a TypeError where a loss cannot be called as ``criterion(output, target)``."""
     try:
@@ -121,9 +126,8 @@ def check_takes_two(criterion: Criterion) -> None:
     try:
         signature.bind(None, None)
     except TypeError as error:
-        name = getattr(criterion, "__name__", type(criterion).__name__)
         raise TypeError(
             "`criterion` must take outputs and targets for its gradients to be matched, got "
-            f"{name}{signature}. Training may use it as it is; give the selector one of two "
-            "arguments: Selector(..., criterion=...)."
+            f"{name_of(criterion)}{signature}. Training may use it as it is; give the selector one "
+            "of two arguments: Selector(..., criterion=...)."
         ) from error

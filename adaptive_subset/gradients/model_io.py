@@ -5,15 +5,42 @@ from __future__ import annotations
 import copy
 import inspect
 import numbers
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adaptive_subset.items import split_batch
 
-def targets_of(y: Any, name: str) -> Tensor:
+
+def arguments_and_targets(
+    batches: Iterable[Any], target: int | str | None, name: str
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], Tensor]]:
+    """What the model takes, by position and by name, and the targets (n, …) of each batch.
+
+    Args:
+        batches: what a DataLoader yields; those without a sample are left out.
+        target: see `split_batch`.
+        name: what errors call the batches.
+
+    Raises:
+        TypeError: targets that are not found, or are no numbers.
+        ValueError: no batch, or one without a batch dimension.
+    """
+    some = False
+    for batch in batches:
+        args, kwargs, y = split_batch(batch, target)
+        targets = _targets_of(y, name)
+        if len(targets):
+            some = True
+            yield args, kwargs, targets
+    if not some:
+        raise ValueError(f"`{name}` must yield at least one batch, got none.")
+
+
+def _targets_of(y: Any, name: str) -> Tensor:
     """Targets as a tensor (n, …)."""
     is_list = isinstance(y, (list, tuple)) and all(isinstance(v, numbers.Number) for v in y)
     if not isinstance(y, (Tensor, np.ndarray)) and not is_list:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from adaptive_subset.gradients.coupling import Known, coupled, fails_alone, name_of, what_is_known
-from adaptive_subset.gradients.loss_batch import Criterion, LossBatch
+from adaptive_subset.gradients.coupling import Known, coupled, fails_alone, what_is_known
+from adaptive_subset.gradients.loss_batch import Criterion, LossBatch, name_of
 from adaptive_subset.gradients.torch_losses import torch_losses
 from adaptive_subset.gradients.twin import twin
 

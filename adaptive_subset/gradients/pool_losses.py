@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from adaptive_subset.gradients.coupling import raise_what_was_found
 from adaptive_subset.gradients.loss_batch import check_takes_two, explained, widened
 from adaptive_subset.gradients.model_io import (
+    arguments_and_targets,
     check_one_row_each,
     copied_to,
     run_model,
-    targets_of,
 )
 from adaptive_subset.gradients.model_state import evaluating, place_of, readable
 from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
-from adaptive_subset.items import split_batch
 from adaptive_subset.randomness import preserved_random_state
 
 
@@ -53,16 +52,11 @@ def pool_losses(
         preserved_random_state(),
         evaluating(model, criterion),
     ):
-        for batch in batches:
-            args, kwargs, y = split_batch(batch, target)
-            y = copied_to(place.device, targets_of(y, name))
-            if len(y) == 0:
-                continue
+        for args, kwargs, targets in arguments_and_targets(batches, target, name):
+            y = copied_to(place.device, targets)
             output = widened(run_model(model, args, kwargs, place))
             check_one_row_each(output, len(y))
             with torch.autocast(place.device.type, enabled=False), explained(output, y):
                 found.append(per_sample_losses(criterion, output, y, wait=False).float())
     raise_what_was_found(criterion)
-    if not found:
-        raise ValueError(f"`{name}` must yield at least one batch, got none.")
     return torch.cat(found).cpu()
