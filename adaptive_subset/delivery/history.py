@@ -27,6 +27,14 @@ class History:
         """Enter a new selection."""
         self.selections.append(selection.summary())
 
+    def note_training(self, seconds: float) -> None:
+        """Enter an epoch that was read to its end."""
+        self.train_seconds += seconds
+
+    def go_on(self, later: History) -> None:
+        """Enter the selections of `later`, which were made since."""
+        self.selections += later.selections
+
     def warn_if_wasteful(self, every: int) -> None:
         """Say so once where selections took longer than the smaller epochs saved.
 

@@ -214,7 +214,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
         return self.epoch, order
 
     def _finish(self, seconds: float) -> None:
-        self._history.train_seconds += seconds
+        self._history.note_training(seconds)
         self.selector.end_epoch()
 
     def _order(self) -> Order:
@@ -292,7 +292,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
                 return
             epoch = now
         if is_newer:
-            history.selections += self.history
+            history.go_on(self._history)
         else:
             self.selector.load_state_dict(state["selector"])
         self._history, self._schedule, self._lengths = history, schedule, lengths
