@@ -47,13 +47,14 @@ class Lengths:
         is_warm = epoch < self.schedule.warm_epochs
         if selection is not None and not is_warm and not self.schedule.is_due(epoch, selection):
             return self._share(len(selection))  # made later than planned, if epochs were skipped
-        size = self._planned(epoch)
-        if size is None and selection is None:
+        if (size := self._planned(epoch)) is not None:
+            return self._share(size)
+        if selection is None:
             raise TypeError(
                 "the length of an epoch follows from the first selection, and there is none yet. "
                 "Call `sampler.maybe_reselect(model, epoch)` before `len`."
             )
-        return self._share(size or len(selection or ()))
+        return self._share(len(selection))
 
     def planned(self, epochs: int) -> list[int]:
         """Samples of each of the first `epochs` epochs.
