@@ -15,12 +15,7 @@ from adaptive_subset.gradients.head import Head, find_heads
 from adaptive_subset.gradients.head_checks import by_position, check_rows, weight_of
 from adaptive_subset.gradients.head_recorder import HeadRecorder
 from adaptive_subset.gradients.loss_batch import explained, widened
-from adaptive_subset.gradients.model_io import (
-    check_one_row_each,
-    copied_to,
-    part,
-    run_model,
-)
+from adaptive_subset.gradients.model_io import check_one_row_each, copied_to, part, run_model
 from adaptive_subset.gradients.model_state import can_freeze, frozen, place_of
 from adaptive_subset.gradients.per_sample import Criterion, per_sample_losses
 from adaptive_subset.gradients.position_losses import TokenLoss
@@ -54,7 +49,7 @@ class Backward:
         self._model, self._criterion = model, criterion
         self._place = place_of(model)
         self._copies = True  # inputs, before the model may write to them
-        self._most = 0  # rows of the largest batch so far, whose rows were checked
+        self._checked = 0  # samples of the largest batch whose rows were checked
         self._ends: bool | Tensor = True  # whether what left the one head left the model
         copies = {
             name: p.detach().clone().requires_grad_(p.is_floating_point())
@@ -134,9 +129,9 @@ class Backward:
                 "no_grad(), detach() and argmax() out of the model's forward."
             )
         with torch.autocast(device.type, enabled=False):
-            if n > self._most:
+            if n > self._checked:
                 check_rows(list(self.recorder.heads), leaves, output)
-                self._most = n
+                self._checked = n
             target = copied_to(device, y)
             with explained(output, target):
                 losses = per_sample_losses(self._criterion, output, target, wait=False)

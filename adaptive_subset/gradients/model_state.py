@@ -12,13 +12,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from adaptive_subset.gradients.snapshot import preserved_modules
 
-# By name: importing torch's sharding takes seconds, and DeepSpeed may not be there.
-_SHARDED = ("DTensor", "FlatParameter", "FullyShardedDataParallel")
-
-
 # What holds a model in `module` and computes just what that does.
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
-# By name, since their packages may not be there, and importing the compiler takes seconds.
+# By name, since other packages may not be there, and torch's compiler and sharding take seconds.
 _NAMED = {
     "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
     "timm.utils.model_ema.ModelEmaV2": "module",
@@ -26,6 +22,7 @@ _NAMED = {
     "apex.parallel.distributed.DistributedDataParallel": "module",
     "deepspeed.runtime.engine.DeepSpeedEngine": "module",
 }
+_SHARDED = ("DTensor", "FlatParameter", "FullyShardedDataParallel")
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -24,10 +24,7 @@ from adaptive_subset.strategies.division import (
     fill,
     warn_if_mostly_filled,
 )
-from adaptive_subset.strategies.solvers.batched_medoids import (
-    Covering,
-    facility_location_together,
-)
+from adaptive_subset.strategies.solvers.batched_medoids import Covering, facility_location_together
 from adaptive_subset.strategies.solvers.facility_location import (
     Distances,
     Medoids,

@@ -197,13 +197,11 @@ class GradMatch(_Matching):
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`."""
-
+        paths = candidates.derived.get(PATHS)
         choice = by_problem(
             candidates,
             budget,
-            partial(
-                self._match_together, device=candidates.device, paths=candidates.derived.get(PATHS)
-            ),
+            partial(self._match_together, device=candidates.device, paths=paths),
             scope=self.scope,
             shares=self.shares,
             seed=seed,

@@ -142,7 +142,6 @@ class PerEpoch(Combination):
                 f"`size` must leave the size to a draw that sizes itself, got {self.size!r} for "
                 f"{self.draw!r}. Use Constant() or FullAtEnd(...)."
             )
-
         check_shares(self.shares)
         if self.draw.sizes_itself and self.shares == "equal":
             raise ValueError(

@@ -20,10 +20,8 @@ class Random(Strategy):
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`; `epoch` has no influence."""
-        positions = torch.randperm(candidates.n, generator=seeded(seed, 0, Purpose.SELECTION))[
-            :budget
-        ]
-        return Choice(positions, torch.full((budget,), candidates.n / budget))
+        order = torch.randperm(candidates.n, generator=seeded(seed, 0, Purpose.SELECTION))
+        return Choice(order[:budget], torch.full((budget,), candidates.n / budget))
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,6 @@ def _smallest(
 ) -> Choice:
     unit = strategy.batch_size or 1
     most = candidates.n // unit
-
     least = math.inf  # the smallest error of all
 
     def chosen(units: int, missed: int) -> tuple[Choice, _Tried]:
