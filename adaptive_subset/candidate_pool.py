@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptive_subset.checks import group_of_each, number, shown
+from adaptive_subset.checks import check_share, group_of_each, number, shown
 from adaptive_subset.distributed import Ranks
 from adaptive_subset.gradients.per_sample import Criterion
 from adaptive_subset.gradients.pool_checks import is_map_style
@@ -59,8 +59,7 @@ class CandidatePool:
                 "DataLoader(batches, batch_size=None)."
             )
         fraction = number("pool_fraction", fraction)
-        if not 0 < fraction <= 1:
-            raise ValueError(f"`pool_fraction` must be in (0, 1], got {fraction}.")
+        check_share("pool_fraction", fraction)
         if fraction < 1 and source.size is None:
             raise ValueError(
                 f"`pool` must be a dataset with access by index to draw a `pool_fraction` of "

@@ -43,15 +43,15 @@ def whole(name: str, value: Any) -> int:
     raise TypeError(f"`{name}` must be a whole number, got {shown(value)}.")
 
 
-def natural(name: str, value: Any) -> int:
-    """`value` as an int of at least 0: an epoch, a seed.
+def natural(name: str, value: Any, least: int = 0) -> int:
+    """`value` as an int of at least 0, such as an epoch or a seed, or of at least `least`.
 
     Raises:
         TypeError: no whole number.
-        ValueError: a negative one.
+        ValueError: a smaller one.
     """
-    if (n := whole(name, value)) < 0:
-        raise ValueError(f"`{name}` must be at least 0, got {n}.")
+    if (n := whole(name, value)) < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {n}.")
     return n
 
 
@@ -94,6 +94,18 @@ def check_fields(instance: Any) -> None:
             whole(name, value)
         elif "float" in kinds and not math.isfinite(number(name, value)):
             raise ValueError(f"`{name}` must be finite, got {value}.")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise a ValueError where `value` is no share that can be taken, in (0, 1]."""
+    if not 0 < value <= 1:
+        raise ValueError(f"`{name}` must be in (0, 1], got {value}.")
+
+
+def check_rest(name: str, value: float) -> None:
+    """Raise a ValueError where `value` is no share that can be left out, in [0, 1)."""
+    if not 0 <= value < 1:
+        raise ValueError(f"`{name}` must be in [0, 1), got {value}.")
 
 
 def loss(criterion: T) -> T:
@@ -159,8 +171,8 @@ def digest(values: Tensor) -> str:
     return f"<{len(values)} values, {content}>"
 
 
-def check_state(name: str, state: Any, fields: Mapping[str, Any]) -> None:
-    """Raise a ValueError where `state` has not the `fields`, by name and type, of a `name`'s."""
+def check_state(owner: str, state: Any, fields: Mapping[str, Any]) -> None:
+    """Raise a ValueError where `state` has not the `fields`, by name and type, of an `owner`'s."""
     problem = None
     if not isinstance(state, Mapping):
         problem = shown(state)
@@ -172,16 +184,16 @@ def check_state(name: str, state: Any, fields: Mapping[str, Any]) -> None:
                 problem = f"{shown(state[key])} as its {key!r}"
     if problem is not None:
         raise ValueError(
-            f"`state` must be what the state_dict() of a {name} returned, got {problem}. The "
+            f"`state` must be what the state_dict() of a {owner} returned, got {problem}. The "
             "checkpoint is damaged, or that of something else."
         )
 
 
-def check_configuration(name: str, here: dict[str, Any], saved: Mapping[str, Any]) -> None:
+def check_configuration(owner: str, here: dict[str, Any], saved: Mapping[str, Any]) -> None:
     """Raise a ValueError where a saved configuration is not that of the object `here`."""
     if here != saved:
         differing = {k: (saved.get(k), here[k]) for k in here if saved.get(k) != here[k]}
         raise ValueError(
-            f"`state` must come from a {name} with the same arguments, got (saved, here): "
+            f"`state` must come from a {owner} with the same arguments, got (saved, here): "
             f"{differing}. Construct it as in the interrupted run."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 import adaptive_subset
+from adaptive_subset import checks
 from tests.test_snippets import blocks, surroundings
 
 ROOT = Path(__file__).parents[1]
@@ -75,18 +77,31 @@ def message(node: ast.AST) -> str:
     return "{}"
 
 
+#: The rules that arguments share are given the name of one.
+CHECKS = {
+    name
+    for name, check in inspect.getmembers(checks, inspect.isfunction)
+    if next(iter(inspect.signature(check).parameters)) == "name"
+}
+
+
 def subjects() -> dict[str, str]:
     """What each message is about, the name or flag that it starts with, by place in the source."""
     found = {}
     for folder in ("adaptive_subset", "integrations"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
+                if not isinstance(node, (ast.Raise, ast.Call)):
+                    continue
+                subject: str | None = None
                 if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
                     text = " ".join(map(message, node.exc.args))
                     named = re.match(r"`([\w.]+)|(--[\w-]+)|\{\}|", text)
                     subject = named and (named[1] or named[2])
-                    if subject:
-                        found[f"{path.relative_to(ROOT)}:{node.lineno}"] = subject
+                elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in CHECKS:
+                    subject = message(node.args[0]).strip("{}")
+                if subject:
+                    found[f"{path.relative_to(ROOT)}:{node.lineno}:{node.col_offset}"] = subject
     return found
 
 
@@ -98,7 +113,8 @@ def test_every_message_is_on_the_page_of_troubles() -> None:
         for name in re.findall(r"`([^`]+)`", row)
     }
     found = subjects()
-    assert len(found) > 150
+    assert len(found) > 200
+    assert {"seed", "uniform", "refreshes"} <= {*found.values()}  # of the rules that are shared
     assert {place: name for place, name in found.items() if name not in entries} == {}
     assert entries <= {*found.values(), *re.findall(r"`([^`]+)`", page)}
 

@@ -31,11 +31,9 @@ class Schedule:
             ValueError: one of them is out of range, or a warm start without `epochs`.
         """
         every, warm_start = whole("every", every), number("warm_start", warm_start)
-        epochs = None if epochs is None else whole("epochs", epochs)
+        epochs = None if epochs is None else natural("epochs", epochs, 1)
         if every < 1:
             raise ValueError(f"`every` must be at least 1 epoch, got {every}.")
-        if epochs is not None and epochs < 1:
-            raise ValueError(f"`epochs` must be at least 1, got {epochs}.")
         if not 0 <= warm_start <= 1:
             raise ValueError(
                 f"`warm_start` must be in [0, 1], got {warm_start:g}. It is a share of `epochs`."

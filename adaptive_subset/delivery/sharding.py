@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adaptive_subset.checks import whole
+from adaptive_subset.checks import natural, whole
 from adaptive_subset.distributed import world
 from adaptive_subset.strategies import Strategy
 
@@ -34,9 +34,7 @@ class Sharding:
                 "`num_replicas` and `rank` must be given together, got "
                 f"num_replicas={num_replicas} and rank={rank}."
             )
-        num_replicas, rank = whole("num_replicas", num_replicas), whole("rank", rank)
-        if num_replicas < 1:
-            raise ValueError(f"`num_replicas` must be at least 1, got {num_replicas}.")
+        num_replicas, rank = natural("num_replicas", num_replicas, 1), whole("rank", rank)
         if not 0 <= rank < num_replicas:
             raise ValueError(f"`rank` must be in [0, {num_replicas - 1}], got {rank}.")
         return cls((num_replicas, rank))

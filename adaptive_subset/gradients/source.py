@@ -12,14 +12,9 @@ from typing import Any, TypedDict, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    Subset,
-)
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from adaptive_subset.checks import whole
+from adaptive_subset.checks import natural
 from adaptive_subset.gradients.collect import last_layer_gradients
 from adaptive_subset.gradients.factored import FactoredGradients
 from adaptive_subset.gradients.head import Head
@@ -143,9 +138,7 @@ class GradientSource:
         self.collate_fn = collate_fn
         self.storage_dtype = storage_dtype
         self.storage_dir = folder
-        self.sketch = whole("sketch", sketch)
-        if self.sketch < 1:
-            raise ValueError(f"`sketch` must be at least 1, got {sketch}.")
+        self.sketch = natural("sketch", sketch, 1)
         self.progress = progress
         self.name = name
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from adaptive_subset.checks import Described, check_fields
+from adaptive_subset.checks import Described, check_fields, check_rest, check_share, natural
 from adaptive_subset.randomness import resample
 from adaptive_subset.strategies.candidates import Choice
 from adaptive_subset.strategies.sizes import check_epochs
@@ -60,8 +60,7 @@ class Proportional(Draw):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not 0 < self.uniform <= 1:
-            raise ValueError(f"`uniform` must be in (0, 1], got {self.uniform}.")
+        check_share("uniform", self.uniform)
 
     def draw(self, scores: Tensor, budget: int, *, epoch: int, generator: Generator) -> Choice:
         """See `Draw.draw`."""
@@ -98,8 +97,7 @@ class LargestOfPool(Draw):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not 0 < self.share <= 1:
-            raise ValueError(f"`share` must be in (0, 1], got {self.share}.")
+        check_share("share", self.share)
         if not 0 <= self.trim <= 1 - self.share + 1e-9:
             raise ValueError(
                 f"`trim` must be in [0, 1 − share], which ends at {1 - self.share:g} with a share "
@@ -136,7 +134,7 @@ class BelowMeanDropped(Draw):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_ratio(self.ratio)
+        check_rest("ratio", self.ratio)
 
     def draw(self, scores: Tensor, budget: int, *, epoch: int, generator: Generator) -> Choice:
         """See `Draw.draw`."""
@@ -174,11 +172,9 @@ class Window(Draw):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_ratio(self.ratio)
-        if self.groups < 1:
-            raise ValueError(f"`groups` must be at least 1, got {self.groups}.")
-        if not 0 < self.window <= 1:
-            raise ValueError(f"`window` must be in (0, 1], got {self.window}.")
+        check_rest("ratio", self.ratio)
+        natural("groups", self.groups, 1)
+        check_share("window", self.window)
 
     def draw(self, scores: Tensor, budget: int, *, epoch: int, generator: Generator) -> Choice:
         """See `Draw.draw`."""
@@ -216,10 +212,8 @@ class LowestHidden(Draw):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not 0 <= self.share < 1:
-            raise ValueError(f"`share` must be in [0, 1), got {self.share}.")
-        if not 0 < self.confidence <= 1:
-            raise ValueError(f"`confidence` must be in (0, 1], got {self.confidence}.")
+        check_rest("share", self.share)
+        check_share("confidence", self.confidence)
         check_epochs(self.epochs)
 
     def draw(self, scores: Tensor, budget: int, *, epoch: int, generator: Generator) -> Choice:
@@ -251,9 +245,3 @@ def inclusion(shares: Tensor, budget: int) -> Tensor:
         left = budget - int(certain.sum())
         chances = rest * (left / rest.sum().clamp_min(torch.finfo(rest.dtype).tiny))
     return chances.masked_fill(certain, 1)
-
-
-def check_ratio(ratio: float) -> None:
-    """Raise a ValueError where a share to leave out leaves nothing, or is none."""
-    if not 0 <= ratio < 1:
-        raise ValueError(f"`ratio` must be in [0, 1), got {ratio}.")

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from adaptive_subset.checks import natural
 from adaptive_subset.strategies.candidates import Candidates, Choice
 from adaptive_subset.strategies.division import (
     Problem,
@@ -69,8 +70,7 @@ class GLISTER(Strategy):
         super().__post_init__()
         if not self.lr > 0:
             raise ValueError(f"`lr` must be above 0, got {self.lr}.")
-        if self.refreshes < 1:
-            raise ValueError(f"`refreshes` must be at least 1, got {self.refreshes}.")
+        natural("refreshes", self.refreshes, 1)
         check_scope(self.scope, self.shares, among=("per-class", "global"))
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:

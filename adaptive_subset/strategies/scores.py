@@ -9,7 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adaptive_subset.checks import Described, check_fields, check_one_each, digest, shown
+from adaptive_subset.checks import (
+    Described,
+    check_fields,
+    check_one_each,
+    check_rest,
+    digest,
+    shown,
+)
 from adaptive_subset.loss_record import Memory
 from adaptive_subset.strategies.candidates import Candidates
 
@@ -90,8 +97,7 @@ class _Average(Score, Memory):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not 0 <= self.factor < 1:
-            raise ValueError(f"`factor` must be in [0, 1), got {self.factor}.")
+        check_rest("factor", self.factor)
 
     def update(self, kept: Tensor, last: Tensor, losses: Tensor) -> Tensor:
         """See `Memory.update`."""

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from adaptive_subset.checks import Described, check_fields
+from adaptive_subset.checks import Described, check_fields, check_share, natural
 
 
 class Size(Described, ABC):
@@ -111,8 +111,7 @@ class FullAtEnd(Size):
         check_epochs(self.epochs)
         if not 0 <= self.full <= 1:
             raise ValueError(f"`full` must be in [0, 1], got {self.full}.")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"`fraction` must be in (0, 1], got {self.fraction}.")
+        check_share("fraction", self.fraction)
 
     def at(self, n: int, budget: int | None, epoch: int) -> int | None:
         """See `Size.at`."""
@@ -124,8 +123,8 @@ class FullAtEnd(Size):
 
 def check_epochs(epochs: int | None) -> None:
     """Raise a ValueError where a run cannot have so many epochs."""
-    if epochs is not None and epochs < 1:
-        raise ValueError(f"`epochs` must be at least 1, got {epochs}.")
+    if epochs is not None:
+        natural("epochs", epochs, 1)
 
 
 def falling_factor(epochs: int, mean: float) -> float:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from adaptive_subset.checks import Described, check_fields, shown
+from adaptive_subset.checks import Described, check_fields, natural, shown
 from adaptive_subset.loss_record import Memory
 from adaptive_subset.precision import full_precision
 from adaptive_subset.strategies.candidates import Candidates, Choice, Opened
@@ -50,8 +50,8 @@ class Strategy(Described, ABC):
     def __post_init__(self) -> None:
         if is_dataclass(self):
             check_fields(self)
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
+        if self.batch_size is not None:
+            natural("batch_size", self.batch_size, 1)
 
     def size_at(self, n: int, budget: int, epoch: int) -> int:
         """How many of n samples it chooses for `epoch`, where the Selector was given `budget`."""
