@@ -58,41 +58,17 @@ class CandidatePool:
                 f"{source.size}. A list is taken for samples: pass ready-made batches as "
                 "DataLoader(batches, batch_size=None)."
             )
-        fraction = number("pool_fraction", fraction)
-        check_share("pool_fraction", fraction)
-        if fraction < 1 and source.size is None:
-            raise ValueError(
-                f"`pool` must be a dataset with access by index to draw a `pool_fraction` of "
-                f"{fraction} from, got a {type(source.pool).__name__}. Pass its dataset."
-            )
-        if fraction < 1 and not strategy.needs_gradients:
-            raise ValueError(
-                "`pool_fraction` must be 1 for a strategy that makes no pass over the pool, got "
-                f"{fraction} for {strategy!r}."
-            )
         if validation is not None and not strategy.needs_gradients:
             raise ValueError(
                 "`validation` must be left out for a strategy that looks at no gradient, got some "
                 f"for {strategy!r}: nothing would be matched. Use one that does, GradMatch() say."
-            )
-        if fraction < 1 and budget is not None and strategy.size_varies:
-            raise ValueError(
-                "`pool_fraction` must be 1 for a strategy whose sizes vary, got "
-                f"{fraction} for {strategy!r}: some epochs may take more samples than it leaves. "
-                "Take a strategy of one size."
-            )
-        if round(fraction * n) < (budget or 1):
-            least = "one sample" if budget is None else f"the budget of {budget} samples"
-            raise ValueError(
-                f"`pool_fraction` must leave at least {least} to choose from, got {fraction}, "
-                f"which leaves {round(fraction * n)}."
             )
         self.groups = groups_of(groups, n, strategy)
         self.n = n
         self.strategy = strategy
         self.budget = budget
         self.source = source
-        self.fraction = fraction
+        self.fraction = fraction_of(fraction, n, source, strategy, budget)
         self.validation = None if validation is None else source.over(validation, "validation")
 
     def reading(self) -> dict[str, Any]:
@@ -227,6 +203,43 @@ def size_of(dataset: Any) -> int:
     if len(dataset) == 0:
         raise ValueError("`dataset` must hold at least one sample to choose, got none.")
     return len(dataset)
+
+
+def fraction_of(
+    fraction: float, n: int, source: GradientSource, strategy: Strategy, budget: int | None
+) -> float:
+    """The share of n samples that a selection looks at; see `CandidatePool` for the arguments.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not in (0, 1], less than one for a pool or strategy that needs all, or
+            leaves less than the budget.
+    """
+    fraction = number("pool_fraction", fraction)
+    check_share("pool_fraction", fraction)
+    if fraction < 1 and source.size is None:
+        raise ValueError(
+            f"`pool` must be a dataset with access by index to draw a `pool_fraction` of "
+            f"{fraction} from, got a {type(source.pool).__name__}. Pass its dataset."
+        )
+    if fraction < 1 and not strategy.needs_gradients:
+        raise ValueError(
+            "`pool_fraction` must be 1 for a strategy that makes no pass over the pool, got "
+            f"{fraction} for {strategy!r}."
+        )
+    if fraction < 1 and budget is not None and strategy.size_varies:
+        raise ValueError(
+            "`pool_fraction` must be 1 for a strategy whose sizes vary, got "
+            f"{fraction} for {strategy!r}: some epochs may take more samples than it leaves. "
+            "Take a strategy of one size."
+        )
+    if round(fraction * n) < (budget or 1):
+        least = "one sample" if budget is None else f"the budget of {budget} samples"
+        raise ValueError(
+            f"`pool_fraction` must leave at least {least} to choose from, got {fraction}, "
+            f"which leaves {round(fraction * n)}."
+        )
+    return fraction
 
 
 def groups_of(groups: Any, n: int, strategy: Strategy) -> Tensor | None:
