@@ -38,6 +38,12 @@ def is_map_style(data: Any) -> bool:
 
 
 def check_pool(pool: Any, target: int | str | None, name: str) -> None:
+    """Raise where `pool` is neither samples nor batches, or cannot be read again and again.
+
+    Raises:
+        TypeError: it is neither, or an iterator of one pass.
+        ValueError: a list of batches, which would be taken for samples.
+    """
     kind = type(pool).__name__
     # Some loaders are iterators that start over.
     if isinstance(pool, Iterator) and type(pool).__module__ in ("builtins", "itertools"):
