@@ -175,11 +175,11 @@ def agree(ranks: Ranks, ask: Callable[[], dict[str, Any]]) -> None:
             rank ends all of them as well.
     """
     asked = ranks.step(ask)
-    shown = sorted({question.pop("rank") for question in asked})
+    found = sorted({question["rank"] for question in asked})
     differing = {
         name: [other.get(name) for other in asked]
         for name in asked[0]
-        if any(other.get(name) != asked[0][name] for other in asked)
+        if name != "rank" and any(other.get(name) != asked[0][name] for other in asked)
     }
     if differing:
         raise RuntimeError(
@@ -189,10 +189,10 @@ def agree(ranks: Ranks, ask: Callable[[], dict[str, Any]]) -> None:
             "checkpoint."
         )
     shares = asked[0]["num_replicas"]
-    if len(asked) > 1 and shown != list(range(shares)):
+    if len(asked) > 1 and found != list(range(shares)):
         raise RuntimeError(
             f"`rank` must give each of the {shares} shares of an epoch to a process, got shares "
-            f"{shown} in a run of {len(asked)} processes. Pass num_replicas=dist.get_world_size() "
+            f"{found} in a run of {len(asked)} processes. Pass num_replicas=dist.get_world_size() "
             "and rank=dist.get_rank()."
         )
 
