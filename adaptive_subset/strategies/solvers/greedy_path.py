@@ -20,6 +20,14 @@ class OMPResult:
     residual: float  # ‖Σ wᵢaᵢ − b‖²
     dropped: int  # how often an atom was taken out again
 
+    @classmethod
+    def of(
+        cls, support: Array, weights: Array, rest: Array, ridge: float, dropped: int
+    ) -> OMPResult:
+        """That of weights which leave the `rest` b − Σ wᵢaᵢ."""
+        residual, wide = float(rest @ rest), weights.astype(np.float64)
+        return cls(support, weights, residual + ridge * float(wide @ wide), residual, dropped)
+
 
 class GreedyPath:
     """What `omp` did at each step: enough for its result with any smaller budget.
@@ -65,11 +73,8 @@ class GreedyPath:
             rows = np.stack([atoms.dense(int(index)) for index in chosen])
             state = rows.astype(np.float64) @ state  # as the fit does: λ may be very small
         weights = (state / self.ridge).astype(atoms.dtype)
-        rounded = weights.astype(np.float64)
-        rest = target.astype(np.float64) - atoms.sum(rounded, chosen)
-        residual = float(rest @ rest)
-        objective = residual + ridge * float(rounded @ rounded)
-        return OMPResult(chosen, weights, objective, residual, dropped)
+        rest = target.astype(np.float64) - atoms.sum(weights.astype(np.float64), chosen)
+        return OMPResult.of(chosen, weights, rest, ridge, dropped)
 
 
 Paths = defaultdict[int, GreedyPath]  # of each problem, by its place

@@ -103,12 +103,9 @@ def omp(
         if out and before - fit.objective <= 1e-15 * energy:
             break  # no progress beyond rounding: the only way to run in circles
     weights = fit.weights().astype(atoms.dtype)
-    rounded = weights.astype(np.float64)
-    rest = b - fit.combine(rounded)
-    residual = float(rest @ rest)
-    objective = residual + ridge * float(rounded @ rounded)
+    rest = b - fit.combine(weights.astype(np.float64))
     support = order[np.array(fit.support, dtype=np.int64)]
-    return OMPResult(support, weights, objective, residual, dropped)
+    return OMPResult.of(support, weights, rest, ridge, dropped)
 
 
 def raised_ridge(ridge: float, mean: float, eps: float) -> tuple[float, float]:
