@@ -122,17 +122,16 @@ class CRAIG(Strategy):
         choices = []
         for problem, medoids in zip(problems, found, strict=True):
             own, size, generator = problem.candidates(), problem.budget, problem.generator
-            validation = own.validation
             if medoids is None:
                 distances = gradient_distances(_covered(own), own.atoms, self.memory)
                 medoids = facility_location(
                     distances, size, epsilon=self.epsilon, generator=generator
                 )
-            if validation is None:
-                choices.append(_choice(medoids, own.n, size, 1.0, generator))
-                continue
-            near = partial(_nearest, own.atoms, medoids.chosen)
-            choices.append(_choice(medoids, own.n, size, validation.scale, generator, near))
+            scale, near = 1.0, None
+            if own.validation is not None:
+                scale = own.validation.scale
+                near = partial(_nearest, own.atoms, medoids.chosen)
+            choices.append(_choice(medoids, own.n, size, scale, generator, near))
         return choices
 
     def _covering(self, problem: Problem) -> Covering:
