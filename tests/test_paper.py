@@ -361,6 +361,14 @@ def test_what_lost_least_is_sought_at_all_budgets_but_never_among_slower_ones() 
     assert told == "`b` at 20 %: 11.1 ×, 1.00 lost"
 
 
+def test_runs_by_smaller_batches_stand_beside_those_of_the_task_and_say_so() -> None:
+    usual = replace(entry("a", [0.95], 5), task="mnist")
+    smaller = replace(entry("a", [0.97], 9), task="mnist-batches-of-20")
+    told = report._beside({"mnist": [usual], "other": [smaller]}, "mnist", "", "a", 0.1)
+    assert told == "20.0 ×, 3.00 lost; 11.1 ×, 1.00 lost (batches of 20)"
+    assert report._beside({"other": [smaller]}, "mnist", "-small", "a", 0.1) == "not run"
+
+
 def test_the_test_is_wilcoxons() -> None:
     assert Against("b", tuple(range(1, 7))).p == pytest.approx(2 / 2**6)
     assert Against("b", (0.0, 0.0)).p is None

@@ -222,11 +222,14 @@ def _beside(
 ) -> str:
     base, _, longer = task.partition("-")
     wanted = f"{base}{twin}" + (f"-{longer}" if longer else "")
+    smaller = "-batches-of-20"
     texts = []
     for label, found in ours.items():
         for entry in found:
-            if (entry.task, entry.method, entry.fraction) == (wanted, method, fraction):
+            same = entry.task.removesuffix(smaller), entry.method, entry.fraction
+            if same == (wanted, method, fraction):
                 name = " (bf16)" if _is_bf16(label) else ""
+                name += " (batches of 20)" if entry.task.endswith(smaller) else ""
                 texts.append(f"{entry.speedup:.1f} ×, {entry.lost:.2f} lost{name}")
     return "; ".join(dict.fromkeys(texts)) or "not run"
 
