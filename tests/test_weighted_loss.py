@@ -219,6 +219,11 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "`output` must be a tensor, or tuples.*got Broken.*output.logits",
     ),
+    "an output squeezed to a number": (
+        lambda: WeightedLoss(nn.MSELoss())(torch.zeros(1, 1).squeeze(), tagged(LABELS[:1])),
+        ValueError,
+        r"`output` must have a row for each sample, got a tensor of shape \(\).*squeeze\(1\)",
+    ),
     "a tuple of losses": (
         lambda: WeightedLoss(two_losses)(OUTPUT, tagged(LABELS)),
         TypeError,

@@ -127,7 +127,8 @@ class WeightedLoss(nn.Module):
         Raises:
             RuntimeError: the targets have lost their weights.
             TypeError: the output is, or holds, something else than tensors.
-            ValueError: outputs and weights differ in rows, or targets are those of other samples.
+            ValueError: outputs have no rows, or others than the weights, or targets are those of
+                other samples.
         """
         args, kwargs = self._by_position(args, kwargs)
         leaves: list[Any] = list(args)
@@ -154,6 +155,11 @@ class WeightedLoss(nn.Module):
             return loss * weights
         others = [leaf for leaf in leaves if not isinstance(leaf, WeightedTarget)]
         rows = next((leaf for leaf in others if isinstance(leaf, Tensor) and leaf.ndim), None)
+        if rows is None and any(isinstance(leaf, Tensor) for leaf in others):
+            raise ValueError(
+                "`output` must have a row for each sample, got a tensor of shape (). A batch of "
+                "one keeps its row with squeeze(1), not with squeeze()."
+            )
         if rows is None:
             raise TypeError(
                 "`output` must be a tensor, or tuples, lists and dicts of tensors, got "
