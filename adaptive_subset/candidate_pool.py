@@ -71,6 +71,15 @@ class CandidatePool:
         self.fraction = fraction_of(fraction, n, source, strategy, budget)
         self.validation = None if validation is None else source.over(validation, "validation")
 
+    def check_size(self, n: int) -> None:
+        """Raise a ValueError where the dataset has other than its samples, as one that grows."""
+        if n != self.n:
+            raise ValueError(
+                f"`dataset` must keep its {self.n} samples for the whole run, got {n} by now: "
+                "budget, groups and losses are of those. Build Selector, sampler and WeightedLoss "
+                "anew when it has changed."
+            )
+
     def reading(self) -> dict[str, Any]:
         """How a pass reads it, which ranks must do alike; plain values, none without a pass."""
         if not self.strategy.needs_gradients:

@@ -173,15 +173,14 @@ class Selector:
         """Make a new selection for `model` and keep it as `selection`.
 
         The model, its buffers, hooks and gradients and the global random state are as before
-        afterwards, also when this raises; a failed selection leaves the current one in place.
-        In a run of several processes all of them must call it, and select together, by rank 0's
-        buffers; see docs/distributed.md.
+        afterwards, also when this raises; a failed selection leaves the current one in place. Of
+        several processes all call it and select together, by rank 0's buffers, docs/distributed.md.
 
         Raises:
             RuntimeError: no criterion is known, no `WeightedLoss` notes losses for a strategy that
                 needs them, or mostly those of mixed samples, or a rank has ended.
-            ValueError: gradients are not finite; head or loss do not fit, see
-                `last_layer_gradients`.
+            ValueError: gradients are not finite; the dataset has another length than at first;
+                head or loss do not fit, see `last_layer_gradients`.
         """
         self.exchange_losses()
         ranks = Ranks.of_run()
@@ -234,6 +233,7 @@ class Selector:
 
     def _candidates(self, ranks: Ranks, model: nn.Module, epoch: int) -> tuple[Tensor, Candidates]:
         """What to choose from, and the indices in the dataset that its positions stand for."""
+        self.pool.check_size(len(self))
         losses = kept = None
         if self.losses is not None:
             self.losses.check(type(self.strategy).__name__, is_held=self._bound is not None)

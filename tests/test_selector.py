@@ -548,3 +548,16 @@ def test_a_selection_in_inference_mode_is_the_usual_one(strategy: Strategy) -> N
 def test_a_loss_of_other_arguments_cannot_be_matched(criterion: Any) -> None:
     with pytest.raises(TypeError, match=r"`criterion` must take outputs and targets.*, got \S+\("):
         make(criterion=criterion).select(models.mlp(), 0)
+
+
+@pytest.mark.parametrize("strategy", [FreshRandom(), OrderDP(), GradMatch()])
+@pytest.mark.parametrize("change", [lambda data: data.pop(), lambda data: data.append(data[0])])
+def test_a_dataset_that_grows_or_shrinks_is_refused(strategy: Strategy, change: Any) -> None:
+    """Samples that came were never chosen, and a strategy was blamed for those that went."""
+    data = [DATA[i] for i in range(N)]
+    selector = Selector(data, strategy, fraction=0.25)
+    WeightedLoss(nn.CrossEntropyLoss(), selector)
+    selector.select(models.mlp(), 0)
+    change(data)
+    with pytest.raises(ValueError, match=rf"`dataset` must keep its {N} samples.*got {len(data)}"):
+        selector.select(models.mlp(), 1)
