@@ -11,7 +11,15 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from adaptive_subset import (
     AdaptiveSubsetSampler,
@@ -491,6 +499,21 @@ def test_loaders_that_cannot_be_steered_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=r"`loader` must form batches by `batch_size`"):
             sampler.attach(loader)
+
+
+@pytest.mark.parametrize("is_batch_sampler", [False, True])
+@pytest.mark.parametrize(
+    "chosen", [SubsetRandomSampler(range(N // 2)), WeightedRandomSampler([1.0] * N, N)]
+)
+def test_a_loader_that_chooses_by_itself_is_refused(chosen: Any, is_batch_sampler: bool) -> None:
+    """What a SubsetRandomSampler holds out, for validation say, would be trained on."""
+    sampler = make()
+    how: Any = {"batch_size": 4, "sampler": chosen}
+    if is_batch_sampler:
+        how = {"batch_sampler": BatchSampler(chosen, 4, drop_last=False)}
+    kind = type(chosen).__name__
+    with pytest.raises(ValueError, match=rf"`loader` must leave it to .*, got a {kind}.*Subset\("):
+        sampler.attach(DataLoader(sampler.selector.dataset, **how))
 
 
 class Clock:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    Sampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from adaptive_subset.checks import shown
 from adaptive_subset.delivery.dataset import TaggedDataset
@@ -35,6 +42,14 @@ def attached(
         raise ValueError(
             "`loader` must form batches by `batch_size` from a sampler, got "
             f"batch_sampler={batches!r}. Build it with batch_size=."
+        )
+    if isinstance(batches.sampler, (SubsetRandomSampler, WeightedRandomSampler)):
+        # Not all of its dataset may be there to train on.
+        raise ValueError(
+            "`loader` must leave it to the subset which samples it reads, got a "
+            f"{type(batches.sampler).__name__}, whose choice would be lost. Give Selector and "
+            "loader torch.utils.data.Subset(dataset, indices) for a part of the data, and to draw "
+            "as many of each class use Balanced() with Selector(..., groups=labels)."
         )
     new = copy.copy(loader)
     # DataLoader.__setattr__ refuses these three; a fresh copy has no workers to mislead yet.

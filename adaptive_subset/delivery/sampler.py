@@ -199,7 +199,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
 
         Raises:
             TypeError: no DataLoader.
-            ValueError: a loader over other data, or one whose batches a sampler cannot steer.
+            ValueError: it reads other data, or chooses of them, or its batches cannot be steered.
         """
         return attached(loader, self, self.dataset)
 
