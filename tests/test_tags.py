@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import BatchSampler, DataLoader, Dataset, TensorDataset, default_collate
 
 from adaptive_subset import TaggedDataset, TaggedIndex, WeightedTarget
 from adaptive_subset.items import split_batch
@@ -308,6 +308,21 @@ def test_a_batch_of_a_dict_and_labels_is_not_two_items() -> None:
     for rows in ([1], [1, 2], [1, 2, 3]):
         inputs, y = data.__getitems__([TaggedIndex(i, 0.5) for i in rows])
         assert inputs["x"].tolist() == y.sample_indices.tolist() == rows
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_that_are_read_by_a_list_of_indices(workers: int) -> None:
+    """torch's way to read a whole batch at once, for tensors in memory."""
+    inner = TensorDataset(torch.arange(4) * 10, torch.arange(4))
+    order = [TaggedIndex(i, 1.0 + i) for i in (2, 0, 3)]
+    batches: Any = BatchSampler(order, 2, drop_last=False)
+    loader = DataLoader(TaggedDataset(inner), sampler=batches, batch_size=None, num_workers=workers)
+    read = list(loader)
+    assert [x.tolist() for x, _ in read] == [[20, 0], [30]]
+    assert [y.plain().tolist() for _, y in read] == [[2, 0], [3]]
+    assert [y.sample_indices.tolist() for _, y in read] == [[2, 0], [3]]
+    assert [y.weights.tolist() for _, y in read] == [[3.0, 1.0], [4.0]]
+    assert type(TaggedDataset(inner)[[1, 2]][1]) is Tensor
 
 
 def test_what_is_set_on_the_dataset_is_set_where_it_is_read() -> None:

@@ -18,8 +18,9 @@ from adaptive_subset.items import field, replaced, target_key
 class TaggedDataset(Dataset[Any]):
     """A map-style dataset whose targets carry the weight of the index that asked for them.
 
-    An ordinary index gives the item untouched. Other attributes (``classes``, ``transform``, …) are
-    those of the wrapped dataset, to read and to set.
+    An ordinary index gives the item untouched, and a list of indices the batch that the dataset
+    makes of it, if it does. Other attributes (``classes``, ``transform``, …) are those of the
+    wrapped dataset, to read and to set.
 
     Args:
         dataset: whatever has ``__getitem__`` and ``__len__``; items are tuples, mappings or objects
@@ -41,6 +42,10 @@ class TaggedDataset(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, list) and any(isinstance(i, TaggedIndex) for i in index):
+            # Of DataLoader(…, sampler=BatchSampler(sampler, …), batch_size=None).
+            plain = [int(i) for i in index]
+            return self._tagged_batch(self.dataset[plain], index, plain)
         if not isinstance(index, TaggedIndex):
             return self.dataset[index]
         return self._tagged(self.dataset[int(index)], index)
@@ -95,8 +100,8 @@ class TaggedDataset(Dataset[Any]):
         if not len(tagged) == len(indices) == rows:
             raise ValueError(
                 "`__getitems__` of the dataset must return a list of as many items, or a batch "
-                f"with as many rows, as there are indices, got {rows} rows for {len(indices)} "
-                f"indices, {len(tagged)} of them with weights."
+                f"with as many rows, as there are indices, and so must its access by a list, got "
+                f"{rows} rows for {len(indices)} indices, {len(tagged)} of them with weights."
             )
         # Through NumPy, which is quicker at lists of numbers.
         weights = np.array([index.weight for index in tagged], np.float32)
