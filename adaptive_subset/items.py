@@ -42,15 +42,21 @@ def target_key(item: Any, target: int | str | None) -> Any:
     if key is not None and key in names:
         named = isinstance(item, tuple) and isinstance(key, str)
         return item._fields.index(key) if named else key
-    kind = type(item).__name__
-    got = (
-        f"a {kind} of {len(item)}" if isinstance(item, (tuple, list)) else f"a {kind} with {names}"
+    kind, is_row = type(item).__name__, isinstance(item, (tuple, list))
+    got = f"a {kind} of {len(item)}" if is_row else f"a {kind} with {names}"
+    advice = (
+        "Pass the position, key or attribute: Selector(..., target=...). For a dataset with "
+        "several targets pass that of one of them, and give its weights to the others: "
+        "WeightedTarget.like(other, y)."
     )
+    if not names or (is_row and len(item) == 1):
+        advice = (
+            "Make a dataset whose items hold a target, as TensorDataset(x, y) is, or where it is "
+            "the input itself, as TensorDataset(x, x)."
+        )
     raise TypeError(
         "`target` must say where in an item of the dataset the target is, got "
-        f"target={target!r} for {got}. Pass the position, key or attribute: "
-        "Selector(..., target=...). For a dataset with several targets pass that of one of them, "
-        "and give its weights to the others: WeightedTarget.like(other, y)."
+        f"target={target!r} for {got}. {advice}"
     )
 
 

@@ -303,6 +303,13 @@ def test_a_dataset_that_collates_by_itself(rows: list[int], whole: Any, key: Any
     assert data[INDEX][1].weights == 0.25
 
 
+@pytest.mark.parametrize("inputs", [torch.zeros(4, 3), TensorDataset(torch.zeros(4, 3))])
+def test_items_without_a_target_are_told_to_bring_one(inputs: Any) -> None:
+    """Such as those of an autoencoder, or of a tuple of all inputs and all labels."""
+    with pytest.raises(TypeError, match=r"`target` must say .*as TensorDataset\(x, x\)"):
+        TaggedDataset(inputs)[INDEX]
+
+
 def test_a_batch_of_a_dict_and_labels_is_not_two_items() -> None:
     data = TaggedDataset(Batches(lambda t: ({"x": t}, t)))
     for rows in ([1], [1, 2], [1, 2, 3]):
