@@ -372,6 +372,12 @@ def test_the_wrapper_has_the_state_of_the_criterion() -> None:
         loss.nothing  # noqa: B018
 
 
+def test_printed_it_shows_what_it_weighs() -> None:
+    assert repr(WeightedLoss(nn.HuberLoss())) == "WeightedLoss(HuberLoss())"
+    model = nn.ModuleDict({"loss": WeightedLoss(Nested())})
+    assert repr(model).count("Nested(") == repr(model).count("Dropout(") == 1
+
+
 def test_attributes_are_written_where_they_are_read() -> None:
     criterion: Any = nn.CrossEntropyLoss(CLASS_WEIGHTS.clone(), label_smoothing=0.1)
     loss = WeightedLoss(criterion)

@@ -208,6 +208,9 @@ class WeightedLoss(nn.Module):
         if isinstance(self.criterion, nn.Module):
             yield from self.criterion.named_modules(memo, prefix, remove_duplicate)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.criterion!r})"
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
