@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Callable, Iterator
 from itertools import islice
 from numbers import Integral
@@ -16,7 +17,7 @@ import torch
 from adaptive_subset.integrations.timm_flags import Refusal
 from timm.data.dataset import AugMixDataset
 from timm.data.loader import adapt_to_chs
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from adaptive_subset import AdaptiveSubsetSampler, Selector
 
@@ -85,19 +86,36 @@ class EvaluationImages(Dataset[Any]):
             dataset = dataset.dataset
         self.dataset = copy.copy(dataset)
         self.dataset.transform = transform
+        self._reader = _unshared(getattr(dataset, "reader", None))
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        return self.dataset[index]
+        if self._reader is None or get_worker_info() is not None:
+            return self.dataset[index]
+        here = copy.copy(self.dataset)
+        here.reader = self._reader
+        return here[index]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_reader": None}  # no open file goes to a spawned worker
 
     def files(self) -> set[str]:
-        """The paths of the images, as far as its reader knows them."""
+        """The paths of the images, as far as its reader knows them; in a tar file below its own."""
         try:
-            return set(self.dataset.filenames(absolute=True))
-        except Exception:  # readers of archives and tables know none, each in its own way
+            names = self.dataset.filenames(absolute=True)
+        except Exception:  # readers of tables know none, each in its own way
             return set()
+        root = str(getattr(getattr(self.dataset, "reader", None), "root", ""))
+        return {name if name.startswith(root) else os.path.join(root, name) for name in names}
+
+    def classes(self) -> dict[str, int] | None:
+        """The label of each class, as far as its reader knows them."""
+        reader = getattr(self.dataset, "reader", None)
+        named = ("class_to_idx", "class_name_to_idx")  # the latter of tar files
+        known: Any = [getattr(reader, name) for name in named if getattr(reader, name, None)]
+        return known[0] if known else None
 
     def labels(self) -> list[Any]:
         """The label of each image, without reading one.
@@ -119,6 +137,22 @@ class EvaluationImages(Dataset[Any]):
             "them. Use a folder or tar file with a folder for each class, or a dataset of "
             "torchvision."
         )
+
+
+def _unshared(reader: Any) -> Any:
+    """`reader` with tar files of its own, None for one that has none.
+
+    timm keeps a tar file open from the first image on. Opened before workers are forked, it would
+    be one to all of them, with one place in it, and they would read each other's images.
+    """
+    opened = {
+        name: vars(reader)[name] for name in ("tar_state", "tarfile") if hasattr(reader, name)
+    }
+    if not opened:
+        return None
+    reader = copy.copy(reader)
+    vars(reader).update(copy.deepcopy(opened))
+    return reader
 
 
 def evaluation_transform(
@@ -176,8 +210,7 @@ def check_validation(
                 f"--subset-validation must be a split of its own, got {name}, which holds "
                 f"{common} images that the script {use}. Set a part of the training images aside."
             )
-    labels = [getattr(i.dataset, "reader", None) for i in (images, training)]
-    classes = [getattr(reader, "class_to_idx", None) for reader in labels]
+    classes = [images.classes(), training.classes()]
     if classes[0] != classes[1]:
         raise Refusal(
             f"--subset-validation must have the classes of the training set, got {name} with "
@@ -186,12 +219,10 @@ def check_validation(
         )
 
 
-def check_labels(images: Dataset[Any], classes: int | None, count: int = 16) -> None:
+def check_labels(images: EvaluationImages, classes: int | None, count: int = 16) -> None:
     """Raise a Refusal where some labels, over the whole of `images`, are none of `classes`."""
-    inner: Any = getattr(images, "dataset", None)
-    names = getattr(getattr(inner, "reader", None), "class_to_idx", None)
-    largest = max(names.values(), default=-1) if names else -1
-    for index in evenly(len(images), count):  # type: ignore[arg-type]  # it has a length
+    largest = max((images.classes() or {}).values(), default=-1)
+    for index in evenly(len(images), count):
         label = images[index][1]
         if not isinstance(label, (Integral, torch.Tensor)) or torch.as_tensor(label).ndim:
             return

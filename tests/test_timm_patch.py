@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import pickle
 import shutil
 import subprocess
 import sys
+import tarfile
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from adaptive_subset.integrations import timm_data, timm_flags, timm_model, timm_patch
@@ -21,6 +24,7 @@ from timm.data import (
     create_loader,
 )
 from timm.data.distributed_sampler import RepeatAugSampler
+from torch.utils.data import DataLoader
 
 from adaptive_subset import GradMatchPB, Selector
 from tests.timm_run import CLASSES, observed_run
@@ -169,6 +173,46 @@ def test_the_pool_is_the_training_set_as_evaluation_sees_it(images, splits, mode
     assert torch.equal(seen[1], expected[1])
     assert dataset.transform.transforms == transform.transforms
     assert len(next(iter(training))[0]) == max(1, splits) * 5
+
+
+def a_tar_file(folder):
+    path = folder.with_suffix(".tar")
+    with tarfile.open(path, "w") as file:
+        file.add(folder, arcname=".")
+    return create_dataset("", str(path))
+
+
+def test_workers_share_no_tar_file_with_the_process_that_forks_them(images):
+    images = images / "train"
+    dataset = a_tar_file(images)
+    pool = timm_data.EvaluationImages(dataset, transform=np.array)
+    plain = create_dataset("", str(images), transform=np.array)
+    assert np.array_equal(pool[1][0], plain[1][0])
+    assert dataset.reader.tar_state.tf is None
+    assert len(pickle.loads(pickle.dumps(pool))) == len(plain)  # for workers that are spawned
+    pool._reader.tar_state.tf.close()  # as timm's readers do not
+    read = list(DataLoader(pool, batch_size=None, num_workers=2))
+    assert dataset.reader.tar_state.tf is None
+    for (image, label), (expected, of) in zip(read, plain, strict=True):
+        assert label == of
+        assert np.array_equal(image, expected)
+
+
+def test_a_split_to_match_may_be_a_tar_file(images, tmp_path):
+    folder = shutil.copytree(images, tmp_path / "images")
+    splits = {name: a_tar_file(folder / name) for name in ("train", "validation", "clean")}
+    shutil.rmtree(folder / "clean" / "class1")
+    splits["lacking"] = a_tar_file(folder / "clean")
+    clean, training = (timm_data.EvaluationImages(splits[name]) for name in ("clean", "train"))
+    timm_data.check_validation(clean, splits["validation"], training, "clean.tar")
+    lacking = timm_data.EvaluationImages(splits["lacking"])
+    with pytest.raises(timm_flags.Refusal, match=r"got clean\.tar with 3 and 4 there"):
+        timm_data.check_validation(lacking, splits["validation"], training, "clean.tar")
+    with pytest.raises(timm_flags.Refusal, match="which holds 48 images that the script trains on"):
+        timm_data.check_validation(training, splits["validation"], training, "train.tar")
+    with pytest.raises(timm_flags.Refusal, match="got 3 and labels up to 3"):
+        timm_data.check_labels(training, 3)
+    training._reader.tar_state.tf.close()
 
 
 def test_labels_are_known_without_reading_an_image(images):
