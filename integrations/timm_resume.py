@@ -13,6 +13,8 @@ from adaptive_subset.integrations.timm_flags import Refusal, flag_of, subset_fla
 
 from adaptive_subset import AdaptiveSubsetSampler
 
+_FOLDER = flag_of("storage_dir")
+
 
 def has_subset(resume: str) -> bool:
     """Whether the run that wrote the checkpoint `resume` had a subset."""
@@ -39,7 +41,8 @@ def plan(args: argparse.Namespace, planned: Mapping[str, Any]) -> dict[str, Any]
     """
     here = {flag_of(name): value for name, value in subset_flags(args).items()}
     here["--seed"] = args.seed
-    saved = planned.get("flags", {})
+    here[_FOLDER] = None  # where gradients are kept for a while chooses nothing
+    saved = {**planned.get("flags", {}), _FOLDER: None}
     names = [name for name in (here | saved) if here.get(name) != saved.get(name)]
     if planned and names:
         differing = ", ".join(f"{n} {saved.get(n)} there and {here.get(n)} here" for n in names)

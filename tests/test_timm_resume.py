@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 import torch
 from adaptive_subset.integrations import timm_resume
@@ -109,6 +111,16 @@ def test_other_flags_than_those_of_the_interrupted_run_are_refused(interrupted):
         OWN, [*flags, *start, "--subset-every", "3", "--start-epoch", "0", "--epochs", "2"]
     )
     assert len(anew["seen"]) == 2
+
+
+def test_a_run_goes_on_with_another_folder_for_gradients():
+    args = argparse.Namespace(epochs=3, batch_size=8, seed=0, subset_storage_dir="here")
+    planned = timm_resume.plan(args, {})
+    args.subset_storage_dir = "there"
+    assert timm_resume.plan(args, planned) == planned
+    # What an earlier version wrote.
+    planned["flags"]["--subset-storage-dir"] = "here"
+    timm_resume.plan(args, planned)
 
 
 @pytest.mark.slow
