@@ -142,6 +142,26 @@ def subset_flags(args: argparse.Namespace) -> dict[str, Any]:
     return {k.removeprefix(prefix): v for k, v in vars(args).items() if k.startswith(prefix)}
 
 
+def check_config(args: argparse.Namespace) -> None:
+    """Raise a Refusal for what a --config file has set and no flag could be.
+
+    It sets defaults, of which argparse looks at no name and at no choice.
+    """
+    flags = {f"subset_{key}": options for key, options in {**_RUN, **strategy_flags()}.items()}
+    for key, value in vars(args).items():
+        if value is None or not key.startswith(("subset_", "subset-")):
+            continue
+        spelt = key.replace("-", "_")
+        if key not in flags:
+            known = f", which is spelt {spelt} there" if spelt in flags else ""
+            known = known or f". Known are {', '.join(flags)}"
+            raise Refusal(f"--config must name flags that there are, got {key}{known}.")
+        choices = flags[key].get("choices")
+        if choices is not None and value not in choices:
+            flag = flag_of(key.removeprefix("subset_"))
+            raise Refusal(f"{flag} must be one of {', '.join(choices)}, got {value}.")
+
+
 def strategy_of(
     args: argparse.Namespace,
     typed: Container[str],

@@ -29,6 +29,7 @@ if not __package__:  # run as a file: the checkout around it need not be install
 from adaptive_subset.integrations.timm_flags import (
     Refusal,
     add_flags,
+    check_config,
     in_flags,
     strategy_of,
     subset_flags,
@@ -136,6 +137,7 @@ class SubsetTraining:
 
     def _understand(self, typed: Container[str], config: Mapping[str, Any]) -> None:
         args = self._args
+        check_config(args)
         if all(value is None for value in subset_flags(args).values()):
             return
         is_new = getattr(args, "start_epoch", None) == 0

@@ -49,9 +49,9 @@ def parsed(options, tmp_path=None, config=None, **defaults):
     return training._strategy, args
 
 
-def refused(capsys, options, **defaults):
+def refused(capsys, options, config=None, **defaults):
     with pytest.raises(SystemExit) as caught:
-        parsed(options, **defaults)
+        parsed(options, config=config, **defaults)
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("train.py: error: ")
@@ -160,6 +160,26 @@ def test_a_baseline_is_not_run_with_the_flags_of_another_strategy(capsys):
     del config["subset_strategy"]  # of one's own, for all strategies
     _, args = parsed("--subset-strategy fresh-random", config=config)
     assert args.subset_every == 20
+
+
+CONFIGS = {
+    # Dashes would train on all the data without a word, a misspelt flag with its default.
+    "subset-budget": (9, "got subset-budget, which is spelt subset_budget there"),
+    "subset_evry": (5, "got subset_evry. Known are subset_fraction, subset_budget,"),
+    "subset_storage_dtype": ("half", "--subset-storage-dtype must be one of float32, .* got half"),
+    "subset_weights": ("mean", "--subset-weights must be one of mean-one, matched, got mean"),
+}
+
+
+@pytest.mark.parametrize("key", CONFIGS)
+def test_a_config_file_is_held_to_the_flags(key, capsys):
+    value, expected = CONFIGS[key]
+    options = "" if "budget" in key else "--subset-budget 9 --subset-strategy gradmatch"
+    assert re.search(expected, refused(capsys, options, config={key: value}))
+
+
+def test_what_is_null_in_a_config_file_is_not_given():
+    assert parsed("", config={"subset_of_another_version": None})[0] is None
 
 
 def test_messages_of_the_library_name_flags():
