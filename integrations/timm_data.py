@@ -102,20 +102,31 @@ class EvaluationImages(Dataset[Any]):
         return {**vars(self), "_reader": None}  # no open file goes to a spawned worker
 
     def files(self) -> set[str]:
-        """The paths of the images, as far as its reader knows them; in a tar file below its own."""
-        try:
-            names = self.dataset.filenames(absolute=True)
-        except Exception:  # readers of tables know none, each in its own way
+        """The paths of the images, as far as its reader lists them; in a tar file below its own.
+
+        A table, as of Hugging Face, would read all images for their names.
+        """
+        reader: Any = getattr(self.dataset, "reader", None)
+        if not hasattr(reader, "samples"):
             return set()
-        root = str(getattr(getattr(self.dataset, "reader", None), "root", ""))
+        root, names = str(reader.root), self.dataset.filenames(absolute=True)
         return {name if name.startswith(root) else os.path.join(root, name) for name in names}
 
     def classes(self) -> dict[str, int] | None:
-        """The label of each class, as far as its reader knows them."""
-        reader = getattr(self.dataset, "reader", None)
+        """The label of each class, as far as its reader, or torchvision's dataset, knows them."""
+        holder = getattr(self.dataset, "reader", self.dataset)
         named = ("class_to_idx", "class_name_to_idx")  # the latter of tar files
-        known: Any = [getattr(reader, name) for name in named if getattr(reader, name, None)]
+        known: Any = [getattr(holder, name) for name in named if getattr(holder, name, None)]
         return known[0] if known else None
+
+    def common(self, other: EvaluationImages) -> int:
+        """How many images are in `other` too, as far as that is known."""
+        tables = [getattr(getattr(i.dataset, "reader", None), "split", None) for i in (self, other)]
+        if any(tables):
+            is_same = tables[0] == tables[1]
+        else:  # datasets of torchvision say of which root and split they are
+            is_same = repr(self.dataset) == repr(other.dataset)
+        return len(self) if is_same else len(self.files() & other.files())
 
     def labels(self) -> list[Any]:
         """The label of each image, without reading one.
@@ -205,7 +216,7 @@ def check_validation(
     """
     held_out = EvaluationImages(evaluation) if evaluation is not None else None
     for other, use in ((held_out, "evaluates on (--val-split)"), (training, "trains on")):
-        if other is not None and (common := len(images.files() & other.files())):
+        if other is not None and (common := images.common(other)):
             raise Refusal(
                 f"--subset-validation must be a split of its own, got {name}, which holds "
                 f"{common} images that the script {use}. Set a part of the training images aside."

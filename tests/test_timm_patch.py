@@ -215,6 +215,46 @@ def test_a_split_to_match_may_be_a_tar_file(images, tmp_path):
     training._reader.tar_state.tf.close()
 
 
+def test_splits_of_torchvision_are_told_apart(images):
+    def split(name):
+        dataset = create_dataset("torch/image_folder", str(images), split=name)
+        return timm_data.EvaluationImages(dataset)
+
+    training, held_out = split("train"), split("validation").dataset
+    timm_data.check_validation(split("clean"), held_out, training, "clean")
+    for same, use in (("validation", "evaluates on"), ("train", "trains on")):
+        with pytest.raises(timm_flags.Refusal, match=f"got {same}, which holds .* script {use}"):
+            timm_data.check_validation(split(same), held_out, training, same)
+    # Without such a folder, timm takes the splits for classes.
+    with pytest.raises(timm_flags.Refusal, match="got dev with 3 and 4 there"):
+        timm_data.check_validation(split("dev"), held_out, training, "dev")
+    with pytest.raises(timm_flags.Refusal, match="got 3 and labels up to 3"):
+        timm_data.check_labels(training, 3, count=1)
+
+
+def test_splits_of_hugging_face_are_told_apart_without_reading_them(images):
+    class Table:  # as timm's ReaderHfds: the name of an image is a part of its row, if anything
+        def __init__(self, split):
+            self.root, self.split = None, split
+
+        def filenames(self, basename=False, absolute=False):
+            raise AssertionError("this reads all images")
+
+        def __len__(self):
+            return 9
+
+    def split(name):
+        dataset = create_dataset("", str(images / "train"))
+        dataset.reader = Table(name)
+        return timm_data.EvaluationImages(dataset)
+
+    training, held_out = split("train"), split("test").dataset
+    timm_data.check_validation(split("validation"), held_out, training, "validation")
+    for same, use in (("test", "evaluates on"), ("train", "trains on")):
+        with pytest.raises(timm_flags.Refusal, match=f"which holds 9 images that the script {use}"):
+            timm_data.check_validation(split(same), held_out, training, same)
+
+
 def test_labels_are_known_without_reading_an_image(images):
     dataset = create_dataset("", str(images / "train"))
     expected = [label for _, label in dataset]
