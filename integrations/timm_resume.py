@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -95,14 +96,18 @@ def remove(folder: str | Path) -> int:
 
 
 def _files(folder: Path) -> dict[int, Path]:
-    return {int(path.stem.removeprefix("subset-")): path for path in folder.glob("subset-*.pth")}
+    named = {path.stem.removeprefix("subset-"): path for path in folder.glob("subset-*.pth")}
+    return {int(epoch): path for epoch, path in named.items() if epoch.isdecimal()}
 
 
 def _read(path: Path) -> dict[str, Any]:
-    state: Any = torch.load(path, weights_only=True)
+    try:
+        state: Any = torch.load(path, weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError):  # damaged, each in its own way
+        state = None
     if not isinstance(state, dict) or not state.keys() >= {"plan", "sampler"}:
         raise Refusal(
             f"--resume must find what this version wrote, got another {path.name} beside the "
-            "checkpoint. Move it away to select anew."
+            "checkpoint, or a damaged one. Move it away to select anew."
         )
     return state

@@ -129,11 +129,9 @@ class TimmSubset:
         args, unit = self._args, self._strategy.batch_size or 1
         size = args.subset_budget
         flag = f"{flag_of('budget')} {size}"
-        if args.subset_fraction is not None:
-            size, flag = (
-                round(args.subset_fraction * n),
-                f"{flag_of('fraction')} {args.subset_fraction}",
-            )
+        fraction = args.subset_fraction
+        if fraction is not None and 0 < fraction <= 1:  # else the Selector tells
+            size, flag = round(fraction * n), f"{flag_of('fraction')} {fraction}"
         if size is not None and size // unit // self._shares[0] * unit < batch:
             need = -(-batch // unit) * unit * self._shares[0]
             raise Refusal(

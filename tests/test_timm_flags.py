@@ -227,6 +227,7 @@ ERRORS = {
     "--subset-budget 7": "at least one batch of 8 on each process, got 7 of 48 samples by "
     "--subset-budget 7. Choose at least 8",
     "--subset-fraction 0.02": "got 1 of 48 samples by --subset-fraction 0.02",
+    "--subset-fraction nan": r"--subset-fraction must be in \(0, 1\], got nan",
     "--subset-budget 49": r"--subset-budget must be in \[1, 48\], got 49",
     "--subset-budget 24 --num-classes 3": "--num-classes must be above the largest label, got 3 "
     "and labels up to 3. Give --num-classes 4",

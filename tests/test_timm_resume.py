@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 import torch
-from adaptive_subset.integrations import timm_resume
+from adaptive_subset.integrations import timm_flags, timm_resume
 
 from adaptive_subset import AdaptiveSubsetSampler, Selector
 from tests.timm_run import CLASSES, observed_run, refusal
@@ -121,6 +121,19 @@ def test_a_run_goes_on_with_another_folder_for_gradients():
     # What an earlier version wrote.
     planned["flags"]["--subset-storage-dir"] = "here"
     timm_resume.plan(args, planned)
+
+
+@pytest.mark.parametrize("content", [b"", b"damaged", b"PK\x03\x04"])
+def test_a_damaged_file_is_told(content, tmp_path):
+    (tmp_path / "subset-3.pth").write_bytes(content)
+    with pytest.raises(timm_flags.Refusal, match=r"got another subset-3\.pth beside the check"):
+        timm_resume.plan_of(str(tmp_path / "last.pth.tar"))
+
+
+def test_a_file_of_another_name_is_left_alone(tmp_path):
+    (tmp_path / "subset-3 (copy).pth").touch()
+    assert not timm_resume.has_subset(str(tmp_path / "last.pth.tar"))
+    assert timm_resume.remove(tmp_path) == 0
 
 
 @pytest.mark.slow
