@@ -19,7 +19,7 @@ _FOLDER = flag_of("storage_dir")
 
 def has_subset(resume: str) -> bool:
     """Whether the run that wrote the checkpoint `resume` had a subset."""
-    return bool(_files(Path(resume).parent))
+    return bool(_files(Path(resume).resolve().parent))
 
 
 def plan_of(resume: str) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def plan_of(resume: str) -> dict[str, Any]:
 
     Its ``epochs``, on which a warm start depends, its ``batch_size`` and its ``flags``.
     """
-    files = _files(Path(resume).parent) if resume else {}
+    files = _files(Path(resume).resolve().parent) if resume else {}
     if not files:
         return {}
     plan: dict[str, Any] = _read(files[max(files)])["plan"]

@@ -130,6 +130,16 @@ def test_a_damaged_file_is_told(content, tmp_path):
         timm_resume.plan_of(str(tmp_path / "last.pth.tar"))
 
 
+def test_a_link_to_a_checkpoint_leads_to_its_files(tmp_path):
+    (tmp_path / "run").mkdir()
+    planned = {"epochs": 3, "batch_size": 8, "flags": {}}
+    torch.save({"plan": planned, "sampler": {}}, tmp_path / "run" / "subset-3.pth")
+    (tmp_path / "run" / "last.pth.tar").touch()
+    (tmp_path / "best.pth.tar").symlink_to(tmp_path / "run" / "last.pth.tar")
+    assert timm_resume.plan_of(str(tmp_path / "best.pth.tar")) == planned
+    assert timm_resume.has_subset(str(tmp_path / "best.pth.tar"))
+
+
 def test_a_file_of_another_name_is_left_alone(tmp_path):
     (tmp_path / "subset-3 (copy).pth").touch()
     assert not timm_resume.has_subset(str(tmp_path / "last.pth.tar"))
