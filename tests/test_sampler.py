@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
+    Sampler,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -514,6 +516,20 @@ def test_a_loader_that_chooses_by_itself_is_refused(chosen: Any, is_batch_sample
     kind = type(chosen).__name__
     with pytest.raises(ValueError, match=rf"`loader` must leave it to .*, got a {kind}.*Subset\("):
         sampler.attach(DataLoader(sampler.selector.dataset, **how))
+
+
+class EveryOther(Sampler[int]):
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(0, N, 2))
+
+
+def test_a_loader_with_a_sampler_of_ones_own_is_attached_with_a_warning() -> None:
+    sampler = make()
+    own = sampler.selector.dataset
+    with pytest.warns(UserWarning, match="sampler of its own, EveryOther, whose order") as told:
+        sampler.attach(DataLoader(own, sampler=EveryOther()))
+    assert told[0].filename == __file__
+    sampler.attach(sampler.attach(DataLoader(own, shuffle=True)))
 
 
 class Clock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 from torch.utils.data import (
@@ -16,6 +17,9 @@ from torch.utils.data import (
 
 from adaptive_subset.checks import shown
 from adaptive_subset.delivery.dataset import TaggedDataset
+
+# Whose other samplers walk through all of the data, or a rank's share of it.
+_WHOLE = ("torch", "torchdata", "timm", "accelerate", "adaptive_subset")
 
 
 def attached(
@@ -50,6 +54,13 @@ def attached(
             f"{type(batches.sampler).__name__}, whose choice would be lost. Give Selector and "
             "loader torch.utils.data.Subset(dataset, indices) for a part of the data, and to draw "
             "as many of each class use Balanced() with Selector(..., groups=labels)."
+        )
+    if type(batches.sampler).__module__.partition(".")[0] not in _WHOLE:
+        warnings.warn(
+            f"`loader` has a sampler of its own, {type(batches.sampler).__name__}, whose order and "
+            "choice give way to those of the subset. Build the loader with shuffle=True where that "
+            "is meant; what it is to leave out, leave out of the dataset.",
+            stacklevel=3,
         )
     new = copy.copy(loader)
     # DataLoader.__setattr__ refuses these three; a fresh copy has no workers to mislead yet.
