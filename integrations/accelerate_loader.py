@@ -38,7 +38,8 @@ class SubsetLoader:
         loader: a DataLoader over the training data, as for training on all of them.
         criterion: the loss of training.
         strategy: how to choose.
-        options: see `adaptive_subset.integrations.subset.OPTIONS`.
+        options: see `adaptive_subset.integrations.subset.OPTIONS`; `num_workers` is that of the
+            loader by default.
 
     Raises:
         ValueError: an accelerator that splits or dispatches batches, or keeps the place of loaders
@@ -63,6 +64,7 @@ class SubsetLoader:
                 "in the middle of an epoch by itself."
             )
         shares = {"num_replicas": accelerator.num_processes, "rank": accelerator.process_index}
+        options = {"num_workers": loader.num_workers, **options}
         self._subset: Subset = Subset(loader.dataset, criterion, strategy, **shares, **options)
         self.sampler, self.criterion = self._subset.sampler, self._subset.criterion
         self._loader: DataLoader[Any] = unsharded(

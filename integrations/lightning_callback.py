@@ -37,7 +37,7 @@ class SubsetCallback(pl.Callback):
         model: name of the attribute that maps inputs to outputs, where that is not the module
             itself (`forward`).
         options: see `adaptive_subset.integrations.subset.OPTIONS`; `epochs` is the trainer's
-            `max_epochs` by default.
+            `max_epochs` by default, and `num_workers` that of the loader.
 
     Raises:
         TypeError: an option that there is none of.
@@ -126,7 +126,7 @@ class SubsetCallback(pl.Callback):
                 f"{name!r}, which is no loss of it. Set it in __init__, self.{name} = "
                 f"nn.CrossEntropyLoss(), and call it as self.{name}(outputs, targets)."
             )
-        options = dict(self._options)
+        options = {"num_workers": loader.num_workers, **self._options}
         if options.get("warm_start"):
             options.setdefault("epochs", trainer.max_epochs)
         subset = Subset(

@@ -189,6 +189,29 @@ def test_lightning_resumes_a_schedule_over_steps(workers: int, tmp_path: Path) -
         assert torch.equal(vector(task), vector(whole)), steps
 
 
+class Opening(Pairs):
+    """Opens its file when it is first read, as readers of HDF5 do."""
+
+    is_open = False
+
+    def __getitem__(self, index: int) -> Any:
+        self.is_open = True
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_lightning_and_accelerate_read_where_training_reads(workers: int, accelerator: Any) -> None:
+    for framework in ("lightning", "accelerate"):
+        loader = DataLoader(data := Opening(), batch_size=BATCH, shuffle=True, num_workers=workers)
+        if framework == "lightning":
+            fit(Task(), SubsetCallback(**SUBSET), epochs=1, loader=loader)
+        else:
+            subset = SubsetLoader(accelerator(), loader, nn.CrossEntropyLoss(), **SUBSET)
+            for x, y in subset.batches(model := net(), 0):
+                subset.criterion(model(x), y)
+        assert data.is_open == (workers == 0)
+
+
 def test_lightning_goes_on_for_more_epochs(tmp_path: Path) -> None:
     warm = {**SUBSET, "warm_start": 0.5}
     fit(Task(), SubsetCallback(**warm), epochs=4, **saving(tmp_path, every_n_epochs=1))

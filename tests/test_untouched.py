@@ -346,6 +346,37 @@ def test_a_dataset_s_own_generators_are_put_back(pool: str, hold: Callable[[Jitt
     assert all(a != b for a, b in zip(jitter.state(), before, strict=True))
 
 
+class Opening(Dataset[Any]):
+    """Opens its file when it is first read, as readers of HDF5 do."""
+
+    def __init__(self) -> None:
+        self.file: object | None = None
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> Any:
+        self.file = self.file or object()
+        return X[index], Y[index]
+
+
+@pytest.mark.parametrize("pool_fraction", [1.0, 0.5])
+def test_with_workers_nothing_is_read_that_later_workers_would_share(pool_fraction: float) -> None:
+    data, model, criterion = Opening(), models.mlp(), nn.CrossEntropyLoss()
+    options: Any = {"budget": 4, "criterion": criterion, "pool_fraction": pool_fraction}
+    Selector(data, GradMatch(), num_workers=2, **options).select(model, 0)
+    assert data.file is None
+    Selector(data, GradMatch(), **options).select(model, 0)
+    assert data.file is not None
+
+
+def test_a_generator_of_the_dataset_s_own_is_seen_to_augment_in_a_worker() -> None:
+    """Forked with the dataset, it draws the same in each worker."""
+    source = GradientSource(Transformed([Jitter()]), num_workers=2)
+    assert source.is_augmented()
+    assert not GradientSource(Transformed([]), num_workers=2).is_augmented()
+
+
 def test_the_generator_of_a_loader_is_put_back() -> None:
     generator = torch.Generator().manual_seed(0)
     loader = DataLoader(DATA, batch_size=5, generator=generator)

@@ -9,7 +9,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
@@ -81,7 +80,8 @@ class GradientSource:
             a field with a usual name.
         batch_size, num_workers: of the pass over the pool; a larger batch is faster and takes
             more memory, the result does not depend on it. On a GPU, one that does not fit is run
-            in halves.
+            in halves. With workers only these read a dataset: where training has some too, which
+            are forked later, they share no file that a dataset opens when it is first read.
         collate_fn: makes a batch of a list of samples of a dataset, as that of a DataLoader does:
             the one of training, where samples are padded, or fields left out. It must treat each
             sample the same in any batch, and mix none. By default torch's own.
@@ -226,23 +226,22 @@ class GradientSource:
 
     def is_augmented(self) -> bool:
         """Whether the first items of a dataset come out differently from access to access."""
-        pool: Any = self.pool
+        twice = [index for index in range(min(4, self.size or 0)) for _ in range(2)]
+        some = Subset(cast("Dataset[Any]", self.pool), twice)
+        items = self._loader(some, None, num_workers=min(1, self.num_workers))
 
-        def inputs(index: int) -> list[Any]:
-            args, kwargs, _ = split_batch(pool[index], self.target)
-            return [
-                torch.as_tensor(value)
-                for value in (*args, *kwargs.values())
-                if isinstance(value, (Tensor, np.ndarray))
-            ]
+        def inputs(item: Any) -> list[Tensor]:
+            args, kwargs, _ = split_batch(item, self.target)
+            return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
 
-        with preserved_random_state(), preserved_generators(pool):
-            return any(
-                not torch.equal(first, again)
-                for index in range(min(4, self.size or 0))
-                for first, again in zip(inputs(index), inputs(index), strict=True)
-                if first.shape == again.shape
-            )
+        with preserved_random_state(), preserved_generators(self.pool):
+            found = list(map(inputs, items))
+        return any(
+            not torch.equal(first, again)
+            for pair in zip(found[::2], found[1::2], strict=True)
+            for first, again in zip(*pair, strict=True)
+            if first.shape == again.shape
+        )
 
     def _batches(self, pool: Pool, model: nn.Module) -> Iterable[Any]:
         """Batches of `pool` in its own order; a loader of the user's is taken as it is."""
@@ -253,19 +252,23 @@ class GradientSource:
             )
         if not (is_map_style(pool) or isinstance(pool, IterableDataset)):
             return cast("Iterable[Any]", pool)
-        return DataLoader(
-            cast("Dataset[Any]", pool),
-            batch_size=self.batch_size,
+        return self._loader(
+            pool,
+            self.batch_size,
             num_workers=self.num_workers,
             collate_fn=partial(collated, collate_fn=self.collate_fn, name=self.name),
             pin_memory=is_on_gpu(model) and not self._is_on_gpu(pool),
-            # Else the loader draws its workers' seeds from the global generator.
-            generator=seeded(0, 0, Purpose.WORKERS),
         )
+
+    def _loader(self, pool: Any, batch_size: int | None, **options: Any) -> DataLoader[Any]:
+        # Else the loader draws its workers' seeds from the global generator.
+        return DataLoader(pool, batch_size, generator=seeded(0, 0, Purpose.WORKERS), **options)
 
     def _is_on_gpu(self, pool: Any) -> bool:
         """Whether a dataset gives tensors of a GPU, which cannot be pinned."""
-        if not is_map_style(pool) or len(pool) == 0:
+        # Workers hand none over. With some, nothing is read here: what a dataset opens when it is
+        # first read would be shared by all workers that are forked later.
+        if self.num_workers or not is_map_style(pool) or len(pool) == 0:
             return False
         with preserved_random_state():
             args, kwargs, y = split_batch(pool[0], self.target)
