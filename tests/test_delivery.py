@@ -312,6 +312,8 @@ SHAPE_OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "read by numpy": lambda y: (y.numpy().sum(), np.asarray(y).sum(), y)[2],
     "data": lambda y: (y.data == 1).long() + 0 * y,
     "smoothing": lambda y: F.one_hot(y, CLASSES) * 0.9 + 0.1 / CLASSES,
+    "a look-up of one-hot codes": lambda y: torch.eye(CLASSES)[y],
+    "a look-up of other labels": lambda y: torch.tensor([2, 0, 1])[y.int()].flip(0).flip(0),
     "class weights": lambda y: F.one_hot(y, CLASSES) * torch.tensor([0.1, 0.2, 0.7]),
     "a teacher": lambda y: WeightedTarget.like(torch.rand(5, CLASSES).softmax(1), y),
     "a teacher and labels": lambda y: (
@@ -357,6 +359,9 @@ LOUD: dict[str, Callable[[Any], Any]] = {
     "numbers of repetitions": lambda y: torch.repeat_interleave(torch.ones_like(y) + 0 * y)[:5] % 3,
     "into a tensor of one's own": lambda y: torch.add(y, 0, out=torch.zeros(5).long()),
     "adding labels": lambda y: (y + y.flip(0)) % CLASSES,
+    "a mask over others": lambda y: torch.zeros(5).long()[y < CLASSES],
+    "columns of a table": lambda y: torch.zeros(5, CLASSES).long()[:, y][:, 0],
+    "learned prototypes": lambda y: nn.Parameter(torch.eye(CLASSES))[y],
     "sorting": lambda y: y.sort().values,
     "through numpy": lambda y: torch.from_numpy(y.numpy()),
     "through a list": lambda y: torch.tensor(y.tolist()),

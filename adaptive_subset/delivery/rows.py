@@ -5,7 +5,8 @@ are. All others lose them, and `WeightedLoss` raises.
 
 - *Rearrangements* (indexing, stacking, reshaping, …) place elements without looking at their
   values. Applied to row numbers instead of targets they say which row an element comes from.
-- *Conversions* (dtype, device, one-hot, …) work on every row by itself.
+- *Conversions* (dtype, device, one-hot, …) work on every row by itself, as does a look-up of
+  labels in a table.
 - *Element-wise operations*, as torch itself tags them, and compositions of such. They work on
   every row by itself where no other operand has rows of its own: numbers, and tensors that are
   broadcast along the rows, have none, and targets of the same samples have the same. A sum of
@@ -34,6 +35,8 @@ def tags_of(value: Any) -> Tags | None:
 def rearranged(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Tags of the result of a rearrangement; a list of them where it has several results."""
     first: Any = args[0] if args else kwargs.get("tensors", kwargs.get("input"))
+    if func is Tensor.__getitem__ and tags_of(first) is None:
+        return _looked_up(first, args[1])
     several = isinstance(first, (list, tuple))
     sources: list[Any] = list(first) if several else [first]
     tags: list[Any] = [getattr(source, "tags", None) for source in sources]
@@ -74,6 +77,12 @@ def rearranged(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
     if isinstance(moved, (tuple, list)):
         return [_tags_of_rows(part, joined, picked and part.ndim < rows[0].ndim) for part in moved]
     return _tags_of_rows(moved, joined, picked and moved.ndim < rows[0].ndim)
+
+
+def _looked_up(table: Tensor, labels: Any) -> Tags | None:
+    """Tags of ``table[labels]``, such as ``eye[labels]``, where each row is of one label."""
+    is_label = isinstance(labels, Tensor) and labels.dtype in _LABELS  # others are masks
+    return tags_of(labels) if is_label and not table.requires_grad else None
 
 
 def _tags_of_rows(rows: Tensor, tags: tuple[Tensor, Tensor], picked: bool) -> Tags | None:
@@ -209,6 +218,7 @@ REARRANGEMENTS = _named(
     " view view_as reshape reshape_as flatten unflatten ravel squeeze unsqueeze atleast_1d"
     " transpose swapaxes swapdims movedim moveaxis permute t adjoint"
 )
+_LABELS = (torch.int64, torch.int32, torch.int16, torch.int8)
 _PICKING = _named("__getitem__ select unbind")
 _AS_RESHAPE = {Tensor.view: Tensor.reshape, Tensor.view_as: Tensor.reshape_as}
 CONVERSIONS = _named(
