@@ -213,6 +213,14 @@ def test_own_rows_are_the_rows_of_the_class() -> None:
     torch.testing.assert_close(dense(gradients.own_rows(classes)), rows)
 
 
+def test_the_only_row_of_a_layer_is_that_of_every_class() -> None:
+    gradients = random_gradients(4, [(1, 3)], 0)
+    own = gradients.own_rows(torch.tensor([-1, 1, 1, -1]))
+    torch.testing.assert_close(dense(own), dense(gradients))
+    with pytest.raises(ValueError, match=r"`classes` must be in \[0, 0\]"):
+        random_gradients(4, [(1, 2), (3, 2)], 0).own_rows(torch.arange(4))
+
+
 def test_own_rows_need_a_row_for_every_class() -> None:
     with pytest.raises(ValueError, match=r"`classes` must be in \[0, 2\].*got 0 to 3"):
         random_gradients(4, [(3, 2)], 0).own_rows(torch.arange(4))

@@ -561,3 +561,22 @@ def test_a_dataset_that_grows_or_shrinks_is_refused(strategy: Strategy, change: 
     change(data)
     with pytest.raises(ValueError, match=rf"`dataset` must keep its {N} samples.*got {len(data)}"):
         selector.select(models.mlp(), 1)
+
+
+@pytest.mark.parametrize("labels", [(0, 1), (-1, 1)])
+def test_a_single_logit_is_matched_class_by_class(labels: tuple[int, int]) -> None:
+    x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor(labels).repeat(20)
+
+    def criterion(output: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.softplus(-output[:, 0] * (2 * (target > 0) - 1)).mean()
+
+    def chosen(strategy: GradMatch) -> Selection:
+        selector = Selector(TensorDataset(x, y), strategy, budget=10, criterion=criterion)
+        torch.manual_seed(0)
+        return selector.select(nn.Linear(5, 1), 0)
+
+    own, whole = chosen(GradMatch()), chosen(GradMatch(scope="per-class"))
+    assert torch.equal(own.indices, whole.indices)
+    torch.testing.assert_close(own.weights, whole.weights)
+    assert torch.bincount(y[own.indices] + 1)[labels[0] + 1] == 5

@@ -195,12 +195,15 @@ class FactoredGradients(Gradients):
     def own_rows(self, classes: Tensor) -> FactoredGradients:
         """Only the row of the last layer that belongs to a sample's class: p numbers a sample.
 
-        The per-gradient approximation of GRAD-MATCH (§4): ``δ[i, classes[i]] · h_i``.
+        The per-gradient approximation of GRAD-MATCH (§4): ``δ[i, classes[i]] · h_i``. The only row
+        of a layer, as of a single logit, belongs to every class.
 
         Raises:
             ValueError: where a class has no row in the head.
         """
         outputs = min(delta.shape[1] for delta, _ in self.blocks)
+        if outputs == max(delta.shape[1] for delta, _ in self.blocks) == 1:
+            return self
         if len(classes) and not (int(classes.min()) >= 0 and int(classes.max()) < outputs):
             raise ValueError(
                 f"`classes` must be in [0, {outputs - 1}] to name a row of the head, got "
