@@ -7,6 +7,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -375,6 +376,18 @@ def test_a_generator_of_the_dataset_s_own_is_seen_to_augment_in_a_worker() -> No
     source = GradientSource(Transformed([Jitter()]), num_workers=2)
     assert source.is_augmented()
     assert not GradientSource(Transformed([]), num_workers=2).is_augmented()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_augmentation_shows_in_arrays_of_objects_that_no_worker_can_send(num_workers: int) -> None:
+    data: Any = [SimpleNamespace(x=np.zeros(2), y=0, of=lambda: 0)]
+    assert not GradientSource(data, num_workers=num_workers).is_augmented()
+
+    class Noisy(Opening):
+        def __getitem__(self, index: int) -> Any:
+            return SimpleNamespace(x=np.random.rand(2), y=0, of=lambda: 0)
+
+    assert GradientSource(Noisy(), num_workers=num_workers).is_augmented()
 
 
 def test_the_generator_of_a_loader_is_put_back() -> None:

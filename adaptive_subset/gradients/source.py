@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
@@ -228,14 +229,10 @@ class GradientSource:
         """Whether the first items of a dataset come out differently from access to access."""
         twice = [index for index in range(min(4, self.size or 0)) for _ in range(2)]
         some = Subset(cast("Dataset[Any]", self.pool), twice)
-        items = self._loader(some, None, num_workers=min(1, self.num_workers))
-
-        def inputs(item: Any) -> list[Tensor]:
-            args, kwargs, _ = split_batch(item, self.target)
-            return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-
+        inputs = partial(_inputs, target=self.target)  # of what an item holds, all a worker sends
+        read = self._loader(some, None, num_workers=min(1, self.num_workers), collate_fn=inputs)
         with preserved_random_state(), preserved_generators(self.pool):
-            found = list(map(inputs, items))
+            found = list(read)
         return any(
             not torch.equal(first, again)
             for pair in zip(found[::2], found[1::2], strict=True)
@@ -286,3 +283,10 @@ class GradientSource:
             ) from None
         bar: Iterator[Any] = tqdm(batches, desc="gradients", leave=False, unit="batch")
         return bar
+
+
+def _inputs(item: Any, target: int | str | None) -> list[Tensor]:
+    """The tensors and arrays among the inputs of an item."""
+    args, kwargs, _ = split_batch(item, target)
+    values = (*args, *kwargs.values())
+    return [torch.as_tensor(v) for v in values if isinstance(v, (Tensor, np.ndarray))]
