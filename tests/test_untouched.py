@@ -380,7 +380,8 @@ def test_a_generator_of_the_dataset_s_own_is_seen_to_augment_in_a_worker() -> No
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_augmentation_shows_in_arrays_of_objects_that_no_worker_can_send(num_workers: int) -> None:
-    data: Any = [SimpleNamespace(x=np.zeros(2), y=0, of=lambda: 0)]
+    words: Any = np.array(["of", "which"])
+    data: Any = [SimpleNamespace(x=np.zeros(2), words=words, y=0, of=lambda: 0)]
     assert not GradientSource(data, num_workers=num_workers).is_augmented()
 
     class Noisy(Opening):

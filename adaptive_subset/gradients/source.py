@@ -286,7 +286,11 @@ class GradientSource:
 
 
 def _inputs(item: Any, target: int | str | None) -> list[Tensor]:
-    """The tensors and arrays among the inputs of an item."""
+    """The tensors and arrays of numbers among the inputs of an item."""
     args, kwargs, _ = split_batch(item, target)
-    values = (*args, *kwargs.values())
-    return [torch.as_tensor(v) for v in values if isinstance(v, (Tensor, np.ndarray))]
+    return [
+        torch.as_tensor(value)
+        for value in (*args, *kwargs.values())
+        if isinstance(value, Tensor)
+        or (isinstance(value, np.ndarray) and value.dtype.kind in "biufc")
+    ]
