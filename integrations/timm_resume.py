@@ -17,9 +17,14 @@ from adaptive_subset import AdaptiveSubsetSampler
 _FOLDER = flag_of("storage_dir")
 
 
+def folder_of(resume: str) -> Path:
+    """Where the run that wrote the checkpoint `resume`, or what that links to, keeps its files."""
+    return Path(resume).resolve().parent
+
+
 def has_subset(resume: str) -> bool:
     """Whether the run that wrote the checkpoint `resume` had a subset."""
-    return bool(_files(Path(resume).resolve().parent))
+    return bool(_files(folder_of(resume)))
 
 
 def plan_of(resume: str) -> dict[str, Any]:
@@ -27,7 +32,7 @@ def plan_of(resume: str) -> dict[str, Any]:
 
     Its ``epochs``, on which a warm start depends, its ``batch_size`` and its ``flags``.
     """
-    files = _files(Path(resume).resolve().parent) if resume else {}
+    files = _files(folder_of(resume)) if resume else {}
     if not files:
         return {}
     plan: dict[str, Any] = _read(files[max(files)])["plan"]

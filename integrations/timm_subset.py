@@ -243,7 +243,7 @@ class TimmSubset:
     def _resume(self, arguments: dict[str, Any]) -> None:
         """Go on with the state of the epoch before, which lies beside the checkpoint."""
         checkpoint, epoch = getattr(self._args, "resume", ""), arguments["epoch"]
-        source = Path(checkpoint).resolve().parent if checkpoint and epoch > 0 else None
+        source = timm_resume.folder_of(checkpoint) if checkpoint and epoch > 0 else None
         folder = arguments.get("output_dir")
         if folder is not None and Path(folder).resolve() != source and timm_resume.remove(folder):
             self._logger.warning(f"Subset: removed the subset-*.pth of an earlier run in {folder}")

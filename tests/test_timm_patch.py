@@ -215,16 +215,23 @@ def test_a_split_to_match_may_be_a_tar_file(images, tmp_path):
     training._reader.tar_state.tf.close()
 
 
+def are_told_apart(split, of_its_own, evaluated, count):
+    """A split of its own may be matched; what is evaluated or trained on, `count` images, not."""
+    training, held_out = split("train"), split(evaluated).dataset
+    timm_data.check_validation(split(of_its_own), held_out, training, of_its_own)
+    for same, use in ((evaluated, "evaluates on"), ("train", "trains on")):
+        message = f"got {same}, which holds {count} images that the script {use}"
+        with pytest.raises(timm_flags.Refusal, match=message):
+            timm_data.check_validation(split(same), held_out, training, same)
+
+
 def test_splits_of_torchvision_are_told_apart(images):
     def split(name):
         dataset = create_dataset("torch/image_folder", str(images), split=name)
         return timm_data.EvaluationImages(dataset)
 
+    are_told_apart(split, of_its_own="clean", evaluated="validation", count=r"\d+")
     training, held_out = split("train"), split("validation").dataset
-    timm_data.check_validation(split("clean"), held_out, training, "clean")
-    for same, use in (("validation", "evaluates on"), ("train", "trains on")):
-        with pytest.raises(timm_flags.Refusal, match=f"got {same}, which holds .* script {use}"):
-            timm_data.check_validation(split(same), held_out, training, same)
     # Without such a folder, timm takes the splits for classes.
     with pytest.raises(timm_flags.Refusal, match="got dev with 3 and 4 there"):
         timm_data.check_validation(split("dev"), held_out, training, "dev")
@@ -248,11 +255,7 @@ def test_splits_of_hugging_face_are_told_apart_without_reading_them(images):
         dataset.reader = Table(name)
         return timm_data.EvaluationImages(dataset)
 
-    training, held_out = split("train"), split("test").dataset
-    timm_data.check_validation(split("validation"), held_out, training, "validation")
-    for same, use in (("test", "evaluates on"), ("train", "trains on")):
-        with pytest.raises(timm_flags.Refusal, match=f"which holds 9 images that the script {use}"):
-            timm_data.check_validation(split(same), held_out, training, same)
+    are_told_apart(split, of_its_own="validation", evaluated="test", count=9)
 
 
 def test_labels_are_known_without_reading_an_image(images):

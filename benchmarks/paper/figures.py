@@ -88,6 +88,11 @@ class Entry:
         return median(clock(line)[0] for line in self.full) / self.seconds
 
     @property
+    def told(self) -> str:
+        """What is gained, and what it costs."""
+        return f"{self.speedup:.1f} ×, {self.lost:.2f} lost"
+
+    @property
     def energy_ratio(self) -> float | None:
         """Joules of all data over ours, None where one of them was not measured."""
         ours, theirs = ([joules(line) for line in lines] for lines in (self.lines, self.full))

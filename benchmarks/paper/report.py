@@ -230,7 +230,7 @@ def _beside(
             if same == (wanted, method, fraction):
                 name = " (bf16)" if _is_bf16(label) else ""
                 name += " (batches of 20)" if entry.task.endswith(smaller) else ""
-                texts.append(f"{entry.speedup:.1f} ×, {entry.lost:.2f} lost{name}")
+                texts.append(entry.told + name)
     return "; ".join(dict.fromkeys(texts)) or "not run"
 
 
@@ -238,5 +238,4 @@ def _as_fast(ours: dict[str, list[Entry]], item: Printed) -> str:
     found = [e for some in ours.values() for e in some if e.task == item.task and e.fraction < 1]
     if (best := as_fast(found, item.speedup)) is None:
         return "not run"
-    at = f"{best.name} at {100 * best.fraction:g} %"
-    return f"{at}: {best.speedup:.1f} ×, {best.lost:.2f} lost"
+    return f"{best.name} at {100 * best.fraction:g} %: {best.told}"

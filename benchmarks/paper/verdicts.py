@@ -102,8 +102,7 @@ def smaller_models(runs: Runs) -> Iterator[str]:
         subsets = [e for e in found if e.method == HERO]
         if networks and subsets:
             told = (
-                f"{e.kind or f'`{e.method}` at {100 * e.fraction:g} %'} "
-                f"{e.speedup:.1f} ×, {e.lost:.2f} lost"
+                f"{e.kind or f'`{e.method}` at {100 * e.fraction:g} %'} {e.told}"
                 for e in (*networks, *subsets)
             )
             yield f"`{label}`: {'; '.join(told)}"
