@@ -196,6 +196,23 @@ def test_rates_go_on_where_more_seeds_find_the_best_at_the_edge(tmp_path: Path) 
     assert made._rates("blobs", "order-dp", 0.1) == [0.02, 0.05, 0.1, 0.2]
 
 
+def test_methods_enter_where_the_data_have_what_they_need(tmp_path: Path) -> None:
+    tasks = {
+        "plain": TINY,
+        "clean": replace(TINY, reference=True),
+        "uneven": replace(TINY, uneven=True),
+    }
+    names = ("full-short", "balanced", "gradmatch-reference")
+    entered = race(
+        tmp_path / "arena.jsonl", tasks=tasks, methods={name: METHODS[name] for name in names}
+    )
+    assert {task: entered.entrants(task, 0.2) for task in tasks} == {
+        "plain": ["full-short"],
+        "clean": ["full-short", "gradmatch-reference"],
+        "uneven": ["full-short", "balanced"],
+    }
+
+
 def test_a_race_finds_the_best_rate_on_validation(quick: None, tmp_path: Path) -> None:
     made = race(tmp_path / "arena.jsonl")
     go(made)

@@ -72,8 +72,7 @@ class Race:
             return [ALL]
         if fraction != self.fractions[0]:
             return self.finals(task, self.fractions[0])
-        fits = self.tasks[task].reference
-        return [name for name, method in self.methods.items() if fits or not method.reference]
+        return [name for name, method in self.methods.items() if self.tasks[task].suits(method)]
 
     def finals(self, task: str, fraction: float) -> list[str]:
         """The baselines, then the best of the others by validation accuracy with the first seed."""

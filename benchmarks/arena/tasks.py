@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from benchmarks.arena import data, networks, text
 from benchmarks.arena.data import Data
+from benchmarks.arena.methods import Method
 
 LADDER = tuple(m * 10.0**e for e in range(-5, 1) for m in (1, 2, 5))  # of learning rates
 
@@ -33,6 +34,8 @@ class Task:
         schedule: "cosine" or "one-cycle", over the steps that the run really makes.
         augment: of a whole batch, with a generator of its own.
         reference: whether the data have a clean reference set, for methods that match it.
+        uneven: whether classes differ in size, for methods that draw as many of each: where they
+            do not, these are the same methods twice.
         on_gpu: whether it is too large for a core.
         precision: "float32", or "bfloat16" for autocast.
         points, points_full: of the curve, on a part of the data and on all; no part of the key.
@@ -51,10 +54,15 @@ class Task:
     label_smoothing: float = 0.0
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     reference: bool = False
+    uneven: bool = False
     on_gpu: bool = False
     precision: str = "float32"
     points: int = 2
     points_full: int = 2
+
+    def suits(self, method: Method) -> bool:
+        """Whether its data have what the method is there for."""
+        return (self.reference or not method.reference) and (self.uneven or not method.by_class)
 
     def settings(self) -> dict[str, Any]:
         """What a run depends on, as plain values."""
@@ -147,6 +155,7 @@ TASKS = {
         about="Fashion-MNIST, LeNet, classes of 5000 down to 100, clean reference of 20 each",
         epochs=200,
         reference=True,
+        uneven=True,
     ),
     "fashion-mnist-redundant": replace(
         _FASHION,
@@ -161,5 +170,6 @@ TASKS = {
         epochs=20,
         rates=(0.01, 0.02, 0.05),
         batch_size=32,
+        uneven=True,
     ),
 }
