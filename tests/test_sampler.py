@@ -17,6 +17,7 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
     Sampler,
     SubsetRandomSampler,
     TensorDataset,
@@ -194,8 +195,30 @@ def test_the_order_is_a_pure_function_of_seed_epoch_and_selection() -> None:
     first.maybe_reselect(net, 1)
     assert before != epoch_of(first)
     assert sorted(before) == sorted(epoch_of(first))
-    first.maybe_reselect(net, 0)
+    with pytest.warns(UserWarning, match="goes back from 1 to 0"):
+        first.maybe_reselect(net, 0)
     assert before == epoch_of(first)
+
+
+def test_a_second_run_with_the_sampler_of_the_first_is_told(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """Its selection and losses are those of a model that is trained already."""
+    sampler = make(every=4)
+    start = sampler.state_dict()
+    for epoch in range(2):
+        sampler.maybe_reselect(model(), epoch)
+        epoch_of(sampler)
+    with pytest.warns(
+        UserWarning, match=r"`epoch` goes back from 1 to 0, .*sampler for each run"
+    ) as told:
+        sampler.maybe_reselect(model(), 0)
+    assert told[0].filename == __file__
+    again = make(every=4)
+    again.maybe_reselect(model(), 1)
+    again.load_state_dict(start)
+    again.maybe_reselect(model(), 0)
+    assert not recwarn.list
 
 
 def test_weights_have_mean_one_and_belong_to_their_samples() -> None:
@@ -529,6 +552,9 @@ def test_a_loader_with_a_sampler_of_ones_own_is_attached_with_a_warning() -> Non
     with pytest.warns(UserWarning, match="sampler of its own, EveryOther, whose order") as told:
         sampler.attach(DataLoader(own, sampler=EveryOther()))
     assert told[0].filename == __file__
+    for chosen in (RandomSampler(own, replacement=True), RandomSampler(own, num_samples=N // 2)):  # type: ignore[arg-type]
+        with pytest.warns(UserWarning, match="sampler of its own, RandomSampler, whose order and"):
+            sampler.attach(DataLoader(own, sampler=chosen))
     sampler.attach(sampler.attach(DataLoader(own, shuffle=True)))
 
 

@@ -10,6 +10,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     IterableDataset,
+    RandomSampler,
     Sampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
@@ -55,7 +56,7 @@ def attached(
             "loader torch.utils.data.Subset(dataset, indices) for a part of the data, and to draw "
             "as many of each class use Balanced() with Selector(..., groups=labels)."
         )
-    if type(batches.sampler).__module__.partition(".")[0] not in _WHOLE:
+    if not _is_whole(batches.sampler, len(dataset)):
         warnings.warn(
             f"`loader` has a sampler of its own, {type(batches.sampler).__name__}, whose order and "
             "choice give way to those of the subset. Build the loader with shuffle=True where that "
@@ -71,3 +72,10 @@ def attached(
         _iterator=None,
     )
     return new
+
+
+def _is_whole(sampler: Any, n: int) -> bool:
+    """Whether it does nothing but walk through all n samples, or a rank's share of them."""
+    if isinstance(sampler, RandomSampler) and (sampler.replacement or sampler.num_samples != n):
+        return False
+    return type(sampler).__module__.partition(".")[0] in _WHOLE

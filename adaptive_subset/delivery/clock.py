@@ -32,8 +32,16 @@ class Clock:
         self.epoch = natural("epoch", epoch)
 
     def ask(self, epoch: int) -> None:
-        """What `maybe_reselect` says."""
-        self.epoch = self._asked = natural("epoch", epoch)
+        """What `maybe_reselect` says; warns where that is earlier than what is known here."""
+        epoch = natural("epoch", epoch)
+        if epoch < self.epoch:
+            warnings.warn(
+                f"`epoch` goes back from {self.epoch} to {epoch}, but the selection, the losses of "
+                "training and the history stay those of the epochs between. Build a Selector and a "
+                "sampler for each run; to repeat a part of one, load the state of that epoch.",
+                stacklevel=3,
+            )
+        self.epoch = self._asked = epoch
 
     def check(self) -> None:
         """Raise a RuntimeError where the epoch is not that of the last `maybe_reselect`."""
