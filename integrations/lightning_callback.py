@@ -104,9 +104,10 @@ class SubsetCallback(pl.Callback):
         model = module if self._model is None else getattr(module, self._model)
 
         def start() -> int:
+            # What Lightning tells its samplers. It asks for the first batch of a loader without a
+            # length ahead, where it resumes before it has counted the epoch that is over.
             progress: Any = trainer.fit_loop.epoch_progress.current
-            epoch = progress.processed  # what Lightning tells its samplers, right on resume too
-            figures = subset.select(model, epoch)
+            figures = subset.select(model, max(progress.processed, subset.epoch))
             if figures is not None:
                 for logger in trainer.loggers:
                     logger.log_metrics(figures, step=trainer.global_step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -150,16 +151,29 @@ def saving(folder: Path, **options: Any) -> dict[str, Any]:
     return {"enable_checkpointing": True, "callbacks": [ModelCheckpoint(folder, **keep)]}
 
 
-def test_lightning_resumes_where_epochs_differ_in_length(tmp_path: Path) -> None:
+class Estimating(Task):
+    """Asks for the number of steps, for which Lightning requests the loader, and reads ahead."""
+
+    def configure_optimizers(self) -> Any:
+        assert self.trainer.estimated_stepping_batches == -1
+        return super().configure_optimizers()
+
+
+@pytest.mark.parametrize("kind", [Task, Estimating])
+@pytest.mark.parametrize("when", ["every_n_epochs", "every_n_train_steps"])
+def test_lightning_resumes_where_epochs_differ_in_length(
+    kind: type[Task], when: str, tmp_path: Path
+) -> None:
     options: dict[str, Any] = {"strategy": InfoBatch(epochs=4)}
-    whole = Task()
-    fit(whole, SubsetCallback(**options), epochs=4, **saving(tmp_path, every_n_epochs=1))
-    assert len({len(seen) for seen in whole.seen.values()}) > 1
-    for path in sorted(tmp_path.glob("*.ckpt"))[:3]:
-        task = Task()
+    whole = kind()
+    fit(whole, SubsetCallback(**options), epochs=4, **saving(tmp_path, **{when: 1}))
+    lengths = [len(whole.seen[epoch]) for epoch in range(4)]
+    assert len(set(lengths)) > 1
+    for epoch in range(1, 4):
+        path = tmp_path / f"{sum(math.ceil(n / BATCH) for n in lengths[:epoch])}.ckpt"
+        task = kind()
         fit(task, SubsetCallback(**options), epochs=4, path=path)
-        assert task.seen == {epoch: whole.seen[epoch] for epoch in task.seen}
-        assert max(task.seen) == 3
+        assert task.seen == {later: whole.seen[later] for later in range(epoch, 4)}
         assert torch.equal(vector(task), vector(whole))
 
 
