@@ -173,10 +173,6 @@ class SubsetCallback(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = None if state_dict == _NEW else state_dict  # the data are not known yet
-        if self._subset is not None and self._undo:
-            # A tuner has trained on it and goes back; with the next loader there is another one.
-            self._undo.pop()()
-            self._subset = None
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -186,6 +182,11 @@ class SubsetCallback(pl.Callback):
                 "`ckpt_path` must be of a run with this SubsetCallback, got one without its state. "
                 "To start from the weights alone, load them with load_from_checkpoint."
             )
+        if self._subset is not None and self._undo:
+            # A tuner has trained on it and goes back; with the next loader there is another one.
+            self._undo.pop()()
+            self._subset = None
+            trainer.fit_loop._combined_loader = None
 
 
 class _Batches(Iterable[Any]):

@@ -19,7 +19,7 @@ from accelerate.utils import DataLoaderConfiguration
 from adaptive_subset.integrations.accelerate_loader import SubsetLoader
 from adaptive_subset.integrations.lightning_callback import SubsetCallback
 from adaptive_subset.integrations.transformers_trainer import FILE, SubsetTrainer
-from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.tuner.tuning import Tuner
 from torch import Tensor, nn
@@ -282,6 +282,38 @@ def test_lightning_trains_after_a_search_as_without_one(kind: type[Task], tmp_pa
     assert torch.equal(vector(task), vector(plain))
     trainer(LearningRateFinder(num_training_steps=7, **search)).fit(other, loader())
     assert torch.equal(vector(other), vector(plain))  # of a search at the start of the fit too
+
+
+@pytest.mark.parametrize("strategy", [GradMatch(), OrderDP()])
+def test_lightning_trains_after_a_search_for_the_batch_size(strategy: Any, tmp_path: Path) -> None:
+    class Found(Task):
+        batch_size = 1
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.data = Pairs()
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(self.data, batch_size=self.batch_size, shuffle=True)
+
+        def val_dataloader(self) -> Any:
+            return self.train_dataloader()
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self(batch[0])
+
+    def subset() -> SubsetCallback:
+        return SubsetCallback(strategy, fraction=0.1)
+
+    found = Found()
+    search = BatchSizeFinder(steps_per_trial=7, init_val=2, max_trials=3)  # of 2, 4 and 8
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False}
+    quiet |= {"enable_checkpointing": False, "default_root_dir": tmp_path, "accelerator": "cpu"}
+    pl.Trainer(max_epochs=3, callbacks=[subset(), search], **quiet).fit(found)
+    plain = Task()
+    fit(plain, subset(), loader=DataLoader(Pairs(), batch_size=8, shuffle=True))
+    assert found.batch_size == 8
+    assert torch.equal(vector(found), vector(plain))
 
 
 # ---- Hugging Face's Trainer
