@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from adaptive_subset.integrations.subset import OPTIONS, Subset, extra_is_missing
 
-from adaptive_subset import AdaptiveSubsetSampler, Strategy, TokenLoss, retag
+from adaptive_subset import AdaptiveSubsetSampler, PixelLoss, Strategy, TokenLoss, retag
 
 try:
     from adaptive_subset.integrations.accelerate_loader import check_leaves_batches, unsharded
@@ -107,10 +107,26 @@ class SubsetMixin:
         loss: torch.Tensor = self.subset.criterion(logits, labels)
         if num_items_in_batch is None:
             return loss
-        own = self.subset.criterion.criterion
-        counted = own.count(labels) if isinstance(own, TokenLoss) else labels.ne(-100).sum()
-        share: torch.Tensor = counted.to(loss.dtype) / num_items_in_batch
+        share: torch.Tensor = self._counted(labels).sum().to(loss.dtype) / num_items_in_batch
         return loss * share
+
+    def _get_num_items_in_batch(self: Any, batch_samples: list[Any], *args: Any) -> Any:
+        """Counted as for the share of a batch; the Trainer alone goes by the class of the model."""
+        marked = []
+        for batch in batch_samples:
+            if isinstance(labels := batch.get("labels"), torch.Tensor):
+                marks = torch.where(self._counted(labels), 0, -100)
+                batch = {"labels": marks, "shift_labels": marks}  # the latter where it would shift
+            marked.append(batch)
+        return super()._get_num_items_in_batch(marked, *args)  # type: ignore[misc]
+
+    def _counted(self: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Which of the labels the mean of the criterion is over."""
+        own = self.subset.criterion.criterion
+        if isinstance(own, (TokenLoss, PixelLoss)):
+            return own.counted(labels)
+        bound = getattr(own, "keywords", {})  # of a functools.partial
+        return labels.ne(getattr(own, "ignore_index", bound.get("ignore_index", -100)))
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
@@ -131,6 +147,12 @@ class SubsetMixin:
             folder = get_last_checkpoint(self.args.output_dir)  # type: ignore[no-untyped-call]
         if folder:
             self._load_subset(Path(folder) / FILE)
+        elif self.sampler.epoch or self.sampler.selection is not None:
+            raise RuntimeError(
+                "`resume_from_checkpoint` must be given where training goes on, got none after "
+                f"epoch {self.sampler.epoch}, whose subset is that of a model that is trained "
+                "already. To train once more from the start, build another Trainer."
+            )
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
     def _load_subset(self: Any, path: Path) -> None:

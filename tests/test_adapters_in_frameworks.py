@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import accelerate
@@ -493,6 +494,47 @@ def test_the_trainer_counts_labels_of_several_columns_once(tmp_path: Path) -> No
         outputs.logits, batch["labels"].plain(), reduction="none"
     ).mean(1)
     torch.testing.assert_close(loss, (weights.double() * each).sum() / 10)
+
+
+def shifted(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        TokenLoss(shift=True),
+        TokenLoss(),
+        TokenLoss(ignore_index=0),
+        shifted,
+        nn.CrossEntropyLoss(ignore_index=0),
+        partial(F.cross_entropy, ignore_index=0),
+    ],
+)
+def test_the_trainer_trains_on_the_mean_whatever_the_model(
+    criterion: Any, is_causal: bool, tmp_path: Path
+) -> None:
+    """By itself it counts labels by the class of the model, and not as the criterion does."""
+    trainer = trainer_of(tmp_path, criterion=criterion)
+    trainer._loss_shifts_labels = is_causal
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 7, 4, generator=generator, requires_grad=True)
+    labels = torch.randint(4, (5, 7), generator=generator)
+    if not isinstance(criterion, TokenLoss) and criterion is not shifted:
+        logits = logits.mT.detach().requires_grad_()
+    batch = {"labels": WeightedTarget(labels, torch.ones(5))}
+    total = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+    loss = trainer._weighted_loss(SimpleNamespace(logits=logits), batch["labels"], total)
+    torch.testing.assert_close(loss, criterion(logits, labels))
+
+
+def test_the_trainer_trains_once(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, training={"num_train_epochs": 1, "save_strategy": "epoch"})
+    trainer.train()
+    with pytest.raises(RuntimeError, match="`resume_from_checkpoint` must be given where training"):
+        trainer.train()
+    trainer.train(resume_from_checkpoint=True)
 
 
 def test_the_trainer_evaluates_without_weights(tmp_path: Path) -> None:
