@@ -187,6 +187,16 @@ def test_a_model_that_goes_on_for_some_samples_only_is_refused(
         selector.select(Clamp(), 0)
 
 
+def test_a_step_after_which_the_loss_overflows_is_refused() -> None:
+    x = 5 * torch.randn(40, FEATURES, generator=torch.Generator().manual_seed(0))
+    counts = TensorDataset(x, torch.arange(40.0)[:, None] % 7)
+    options: dict[str, Any] = {"budget": 12, "criterion": nn.PoissonNLLLoss()}
+    with pytest.raises(ValueError, match=r"`lr` must be so small that .*, got 5\.0\."):
+        Selector(counts, GLISTER(), **options).select(nn.Linear(FEATURES, 1), 0)
+    for strategy in (GLISTER(lr=1e-6), GLISTER(refreshes=1)):
+        Selector(counts, strategy, **options).select(nn.Linear(FEATURES, 1), 0)
+
+
 def test_batches_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     train, _ = sets(3)
     options: dict[str, Any] = {"budget": 12, "criterion": nn.CrossEntropyLoss()}

@@ -51,7 +51,7 @@ class GLISTER(Strategy):
     Raises:
         ValueError: more than one of `refreshes` on a model whose output is not that of its one last
             layer, or whose last layer runs at many positions: what a step of that layer changes
-            cannot be followed.
+            cannot be followed. Or a step after which the loss has no finite gradient.
     """
 
     lr: float = 5.0
@@ -97,6 +97,12 @@ class GLISTER(Strategy):
         while len(chosen) < budget:
             toward = candidates.target_after(step) if len(chosen) else candidates.target
             scores = atoms.correlate(toward)
+            if not bool(scores.isfinite().all()):
+                raise ValueError(
+                    "`lr` must be so small that the loss has a finite gradient after a step of the "
+                    f"last layer, got {self.lr}. Take about the sum of the learning rates until "
+                    "the next selection, or look no step ahead: GLISTER(refreshes=1)."
+                )
             if not bool(scores.any()):
                 break
             order = (scores + closed).argsort(descending=True, stable=True)
