@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import warnings
 from typing import Any
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from adaptive_subset import (
+    CRAIG,
     GLISTER,
     Candidates,
     Choice,
     FreshRandom,
+    GradientNorm,
     GradMatch,
     GradMatchPB,
     InfoBatch,
@@ -421,6 +424,25 @@ def test_gradients_that_are_not_finite_raise_and_leave_the_selection() -> None:
     with pytest.raises(ValueError, match=r"`pool` must give finite gradients"):
         selector.select(model, 1)
     assert selector.selection is first
+
+
+@pytest.mark.parametrize("strategy", [GradMatch(), CRAIG(), GLISTER(refreshes=1), GradientNorm()])
+@pytest.mark.parametrize("scale", [3e8, 1e10])
+def test_gradients_whose_inner_products_overflow_are_refused(
+    strategy: Strategy, scale: float
+) -> None:
+    """Their errors were 0 or NaN, and CRAIG chose at random."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(N, size, generator=generator) for size in (6, 2))
+    loss, linear = nn.MSELoss(), nn.Linear(6, 2)
+
+    def selected(scale: float) -> Selection:
+        data = TensorDataset(scale * x, 100 * scale * y)
+        return Selector(data, strategy, budget=10, criterion=loss).select(linear, 0)
+
+    with pytest.raises(ValueError, match=r"`pool` must give gradients whose inner products"):
+        selected(scale)
+    assert math.isfinite(selected(1e6).relative_error or math.nan)
 
 
 class Wrong(Strategy):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import (
     DataLoader,
@@ -15,6 +17,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from adaptive_subset.gradients.protocol import Gradients
 from adaptive_subset.items import split_batch
 
 _SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
@@ -104,3 +107,25 @@ def collated(items: list[Any], collate_fn: Callable[[list[Any]], Any] | None, na
             f"`{name}` must hold items that torch can put into batches, got {error}. Say how "
             "training puts them together: Selector(..., collate_fn=...)."
         ) from error
+
+
+def check_finite(gradients: Gradients, name: str) -> None:
+    """Raise a ValueError where gradients are no numbers, or their inner products are none.
+
+    All that strategies compute of them is at most about ``(Σ‖gᵢ‖)²``, which must have room too.
+    """
+    length = float(gradients.squared_norms().sqrt().sum(dtype=torch.float64))
+    if length <= math.sqrt(torch.finfo(gradients.dtype).max):  # NaN is not
+        return
+    if gradients.is_finite():
+        raise ValueError(
+            f"`{name}` must give gradients whose inner products have room in {gradients.dtype}, "
+            f"got lengths that add up to {length:.3g}. The model is diverging, or inputs or "
+            "targets are in too small a unit: check the learning rate, and scale the data."
+        )
+    raise ValueError(
+        f"`{name}` must give finite gradients, got NaN or infinity in "
+        f"{getattr(gradients, 'stored', gradients.dtype)}. The model has diverged, a "
+        "sample is broken, or features exceed the range of the dtype: check the learning "
+        "rate, the data and storage_dtype=."
+    )

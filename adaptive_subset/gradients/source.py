@@ -21,7 +21,13 @@ from adaptive_subset.gradients.head import Head
 from adaptive_subset.gradients.look_ahead import LastLayer
 from adaptive_subset.gradients.model_state import is_on_gpu
 from adaptive_subset.gradients.per_sample import Criterion
-from adaptive_subset.gradients.pool_checks import check_pool, collated, is_map_style, shuffles
+from adaptive_subset.gradients.pool_checks import (
+    check_finite,
+    check_pool,
+    collated,
+    is_map_style,
+    shuffles,
+)
 from adaptive_subset.gradients.pool_losses import pool_losses
 from adaptive_subset.gradients.protocol import Gradients
 from adaptive_subset.gradients.sketch import Sketch
@@ -175,8 +181,9 @@ class GradientSource:
             seed: of sketches; gradients that are to be compared need the same.
 
         Raises:
-            ValueError: gradients that are not finite, a loader that shuffles; head or loss do not
-                fit, or more or fewer samples come, see `last_layer_gradients`.
+            ValueError: gradients or inner products of them that are not finite, a loader that
+                shuffles; head or loss do not fit, or more or fewer samples come, see
+                `last_layer_gradients`.
         """
         pool = self.pool
         if indices is not None:
@@ -196,13 +203,7 @@ class GradientSource:
                 fresh=is_map_style(pool) and self.collate_fn is None,  # new ones, by torch's
                 expect=expect,
             )
-        if not gradients.is_finite():
-            raise ValueError(
-                f"`{self.name}` must give finite gradients, got NaN or infinity in "
-                f"{getattr(gradients, 'stored', gradients.dtype)}. The model has diverged, a "
-                "sample is broken, or features exceed the range of the dtype: check the learning "
-                "rate, the data and storage_dtype=."
-            )
+        check_finite(gradients, self.name)
         if weight is None or not isinstance(gradients, FactoredGradients):
             return PoolGradients(gradients, targets, None)
         features = gradients.blocks[0][1]
