@@ -226,6 +226,14 @@ def test_own_rows_need_a_row_for_every_class() -> None:
         random_gradients(4, [(3, 2)], 0).own_rows(torch.arange(4))
 
 
+def test_own_rows_are_those_of_all_heads_or_none() -> None:
+    """Of an adapter with a rank above the classes the rows of the inner layer were taken too."""
+    classes = torch.arange(4) % 2
+    assert random_gradients(4, [(2, 5), (2, 3)], 0).own_rows(classes).dim == 8
+    with pytest.raises(ValueError, match=r"`classes` must name the same row .* heads of 8 and 2"):
+        random_gradients(4, [(8, 5), (2, 8)], 0).own_rows(classes)
+
+
 def test_factors_must_line_up() -> None:
     with pytest.raises(ValueError, match=r"pairs of shapes \(n, C\) and \(n, p\)"):
         FactoredGradients([(torch.zeros(3, 2), torch.zeros(4, 2))])

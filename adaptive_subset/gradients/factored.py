@@ -199,16 +199,23 @@ class FactoredGradients(Gradients):
         of a layer, as of a single logit, belongs to every class.
 
         Raises:
-            ValueError: where a class has no row in the head.
+            ValueError: where a class has no row in the head, or heads differ in their rows.
         """
-        outputs = min(delta.shape[1] for delta, _ in self.blocks)
-        if outputs == max(delta.shape[1] for delta, _ in self.blocks) == 1:
+        widths = [delta.shape[1] for delta, _ in self.blocks]
+        outputs = min(widths)
+        if outputs == max(widths) == 1:
             return self
         if len(classes) and not (int(classes.min()) >= 0 and int(classes.max()) < outputs):
             raise ValueError(
                 f"`classes` must be in [0, {outputs - 1}] to name a row of the head, got "
                 f"{int(classes.min())} to {int(classes.max())}. Match the whole last layer "
                 'instead: scope="per-class".'
+            )
+        if outputs != max(widths):  # row c of an adapter's inner layer is not that of class c
+            raise ValueError(
+                "`classes` must name the same row of each head, got heads of "
+                f"{' and '.join(map(str, widths))} outputs, as an adapter has. Match the whole "
+                'last layer instead: scope="per-class".'
             )
         return FactoredGradients([(d.gather(1, classes[:, None]), h) for d, h in self.blocks])
 
