@@ -187,6 +187,16 @@ def test_a_model_that_goes_on_for_some_samples_only_is_refused(
         selector.select(Clamp(), 0)
 
 
+def test_what_gradients_are_stored_in_is_not_what_the_criterion_sees() -> None:
+    train, _ = sets(3)
+    data = TensorDataset(train.tensors[0].float(), train.tensors[1])
+    weighed = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5]))
+    options: dict[str, Any] = {"budget": 12, "criterion": weighed}
+    wide = Selector(data, "glister", storage_dtype=torch.float64, **options)
+    expected = Selector(data, "glister", **options).select(net(3).float(), 0)
+    assert torch.equal(wide.select(net(3).float(), 0).indices, expected.indices)
+
+
 def test_a_step_after_which_the_loss_overflows_is_refused() -> None:
     x = 5 * torch.randn(40, FEATURES, generator=torch.Generator().manual_seed(0))
     counts = TensorDataset(x, torch.arange(40.0)[:, None] % 7)

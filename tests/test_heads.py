@@ -510,6 +510,24 @@ def test_the_slopes_of_a_half_model_are_not_rounded(dtype: torch.dtype, criterio
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_cast_with_a_half_model_goes_with_its_wider_outputs(dtype: torch.dtype) -> None:
+    model, x = models.mlp().to(dtype), X.to(dtype)
+    real, shares = torch.rand(N, 4).to(dtype), torch.tensor([1.0, 0.5, 2.0, 0.25])
+    known: list[tuple[nn.Module, Tensor]] = [
+        (nn.CrossEntropyLoss(weight=shares), Y),
+        (nn.BCEWithLogitsLoss(pos_weight=shares), real),
+        (nn.HuberLoss(), real),
+    ]
+    for criterion, target in known:
+        found = last_layer_gradients(model, [(x, target)], criterion.to(dtype))[0].rows()[0]
+        logits = model(x).detach().float().requires_grad_()
+        wide = target.float() if target.is_floating_point() else target
+        vars(criterion)["reduction"] = "sum"
+        criterion.float()(logits, wide).backward()
+        torch.testing.assert_close(found, logits.grad, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("model", "head"),
     [

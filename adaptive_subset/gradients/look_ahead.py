@@ -45,7 +45,8 @@ class LastLayer:
     def gradient_after(self, step: Tensor) -> Tensor:
         """``Σ ∂ℓ/∂W`` at ``W − step``, (d,) for a `step` of shape (d,), d = C · p."""
         # Features may be in a file; the criterion, which may hold tensors, is where the weight is.
-        moved = self.weight - step.to(self.weight.device).view_as(self.weight)
+        # Gradients may be stored in float64, which the criterion need not take either.
+        moved = self.weight - step.to(self.weight).view_as(self.weight)
         total = torch.zeros_like(moved)
         features, targets = self._meant
         for start in range(0, len(features), _ROWS):

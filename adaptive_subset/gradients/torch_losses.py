@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adaptive_subset.gradients.loss_batch import Criterion
+from adaptive_subset.gradients.loss_batch import Criterion, widened
 from adaptive_subset.gradients.position_losses import PixelLoss, TokenLoss
 from adaptive_subset.gradients.timm_losses import timm_losses
 
@@ -80,6 +80,9 @@ def torch_losses(
         )
     if reduction not in ("mean", "sum", "none", "batchmean"):
         return None  # torch says what is wrong
+    if output.dtype.itemsize >= 4:  # that of a half model is widened: what was cast with it too
+        target = widened(target)
+        options = {name: widened(value) for name, value in options.items()}
     each: Tensor = function(output, target, **options, reduction="none")
     if reduction in ("sum", "none"):
         return each, 1 if reduction == "sum" else None
