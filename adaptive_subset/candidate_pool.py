@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptive_subset.checks import check_share, group_of_each, number, shown
+from adaptive_subset.checks import check_share, digest, group_of_each, number, shown
 from adaptive_subset.distributed import Ranks
 from adaptive_subset.gradients.per_sample import Criterion
 from adaptive_subset.gradients.pool_checks import is_map_style
@@ -80,14 +80,22 @@ class CandidatePool:
                 "anew when it has changed."
             )
 
+    def configuration(self) -> dict[str, Any]:
+        """What is chosen from, and what is matched, see `Selector.configuration`."""
+        validation = self.validation
+        return {
+            "pool_fraction": self.fraction,
+            "groups": None if self.groups is None else digest(self.groups),
+            "validation": None if validation is None else validation.size or "batches",
+        }
+
     def reading(self) -> dict[str, Any]:
         """How a pass reads it, which ranks must do alike; plain values, none without a pass."""
         if not self.strategy.needs_gradients:
             return {}
-        source, validation = self.source, self.validation
+        source = self.source
         return {
             "pool": "batches" if source.size is None else source.size,
-            "validation": None if validation is None else validation.size or "batches",
             **{name: getattr(source, name) for name in ("batch_size", "sketch")},
             **{name: repr(getattr(source, name)) for name in ("head", "target", "storage_dtype")},
         }

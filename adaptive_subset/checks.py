@@ -190,9 +190,12 @@ def check_state(owner: str, state: Any, fields: Mapping[str, Any]) -> None:
 
 
 def check_configuration(owner: str, here: dict[str, Any], saved: Mapping[str, Any]) -> None:
-    """Raise a ValueError where a saved configuration is not that of the object `here`."""
-    if here != saved:
-        differing = {k: (saved.get(k), here[k]) for k in here if saved.get(k) != here[k]}
+    """Raise a ValueError where a saved configuration is not that of the object `here`.
+
+    What one of them lacks, as of another version, was not given there: None.
+    """
+    pairs = {name: (saved.get(name), here.get(name)) for name in {**here, **saved}}
+    if differing := {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}:
         raise ValueError(
             f"`state` must come from a {owner} with the same arguments, got (saved, here): "
             f"{differing}. Construct it as in the interrupted run."

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from adaptive_subset.candidate_pool import CandidatePool, size_of, source_of
-from adaptive_subset.checks import check_configuration, check_state, digest, loss, natural
+from adaptive_subset.checks import check_configuration, check_state, loss, natural
 from adaptive_subset.distributed import Ranks
 from adaptive_subset.gradients.per_sample import Criterion
 from adaptive_subset.gradients.source import GradientSource, Reading
@@ -260,8 +260,7 @@ class Selector:
             "tolerance": self.sizing.tolerance,
             "size_varies": self.sizing.varies,
             "strategy": repr(self.strategy),
-            "pool_fraction": self.pool.fraction,
-            "groups": None if self.pool.groups is None else digest(self.pool.groups),
+            **self.pool.configuration(),
             "weights": self.weights,
             "seed": self.seed,
         }

@@ -101,6 +101,29 @@ def test_a_state_of_something_else_is_refused(state: Any) -> None:
         make().selector.load_state_dict(state)
 
 
+def test_a_state_that_was_matched_to_other_data_is_refused() -> None:
+    clean = TensorDataset(DATA.tensors[0][:8], DATA.tensors[1][:8])
+    for saved, here in ((clean, None), (None, clean)):
+        state = matching(validation=saved).state_dict()
+        matching(validation=saved).load_state_dict(state)
+        with pytest.raises(ValueError, match=r"same arguments.*'validation'"):
+            matching(validation=here).load_state_dict(state)
+
+
+def test_a_state_from_before_an_argument_was_saved_is_taken() -> None:
+    state = matching().state_dict()
+    del state["selector"]["configuration"]["validation"]
+    matching().load_state_dict(state)
+    state["selector"]["configuration"]["of a later version"] = 1
+    with pytest.raises(ValueError, match=r"same arguments.*'of a later version': \(1, None\)"):
+        matching().load_state_dict(state)
+
+
+def matching(**options: Any) -> AdaptiveSubsetSampler:
+    selector = Selector(DATA, GradMatch(), fraction=0.25, **options)
+    return AdaptiveSubsetSampler(selector, every=1)
+
+
 def test_a_selection_that_lost_samples_is_refused() -> None:
     sampler = make()
     sampler.maybe_reselect(models.mlp(), 0)
