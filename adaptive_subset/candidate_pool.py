@@ -123,10 +123,11 @@ class CandidatePool:
             ValueError: the validation set has labels and the pool none, or the other way round;
                 see also `GradientSource.read`.
         """
-        indices, m, some, groups = torch.arange(self.n), self.n, None, self.groups
+        indices, m, some, groups = torch.arange(self.n, device="cpu"), self.n, None, self.groups
         if self.fraction < 1:
             m = round(self.fraction * self.n)
-            order = torch.randperm(self.n, generator=seeded(seed, epoch, Purpose.POOL))
+            generator = seeded(seed, epoch, Purpose.POOL)
+            order = torch.randperm(self.n, generator=generator, device="cpu")
             indices = some = order[:m].sort().values
             losses = None if losses is None else losses[indices]
             kept = None if kept is None else kept[indices]

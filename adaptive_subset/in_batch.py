@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from adaptive_subset.candidate_pool import groups_of
 from adaptive_subset.checks import natural, whole
@@ -18,6 +17,7 @@ from adaptive_subset.gradients.head import Head
 from adaptive_subset.gradients.per_sample import Criterion
 from adaptive_subset.gradients.source import GradientSource
 from adaptive_subset.outcome import as_selection
+from adaptive_subset.randomness import SeededLoader
 from adaptive_subset.selection import Selection
 from adaptive_subset.sizing import in_whole_batches
 from adaptive_subset.strategies import Candidates, Strategy, instance_of
@@ -78,9 +78,7 @@ def select_in_batch(
             f"{strategy!r}. Use one with a budget, without an average over time."
         )
     start = time.perf_counter()
-    alone: list[Any] = [batch]
-    loader = DataLoader(cast("Dataset[Any]", alone), batch_size=None)
-    source = GradientSource(loader, head=head, target=target, name="batch")
+    source = GradientSource(SeededLoader([batch], None), head=head, target=target, name="batch")
     if strategy.needs_gradients:
         read = source.read(model, criterion)
         candidates = Candidates(
@@ -105,7 +103,7 @@ def select_in_batch(
     return as_selection(
         choice,
         candidates,
-        torch.arange(candidates.n),
+        torch.arange(candidates.n, device="cpu"),
         candidates.n,
         matched=False,
         epoch=step,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adaptive_subset.checks import Described, check_state, digest
+from adaptive_subset.default_device import on_cpu
 from adaptive_subset.distributed import Ranks, world
 
 _MOST = 1024  # batches whose tensors stay on the device
@@ -49,7 +50,7 @@ class LossRecord:
     """
 
     def __init__(self, n: int, memory: Memory | None = None) -> None:
-        self._values = torch.full((n,), torch.nan, dtype=torch.float32)
+        self._values = torch.full((n,), torch.nan, dtype=torch.float32, device="cpu")
         self._memory = memory
         self._kept = None if memory is None else self._values.clone()
         self._waiting: list[tuple[Tensor, Tensor]] = []  # batches, as they were noted
@@ -249,6 +250,7 @@ _INSTEAD = "Leave out mixup and cutmix, or take FreshRandom() or GradMatchPB()."
 _NOTED = ("noted_sizes", "noted_indices", "noted_losses")
 
 
+@on_cpu()
 def _packed(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """How long the batches are, and their indices and losses one after the other."""
     sizes = torch.tensor([len(at) for at, _ in batches], dtype=torch.int64)

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from adaptive_subset.default_device import on_cpu
+
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Outside autocast and without TF32 or bfloat16 products, as solvers need it.
+    """Outside autocast and without TF32 or bfloat16 products, as solvers need it; see `on_cpu` too.
 
     Greedy choices are differences of large numbers: the three digits of TF32 and bfloat16 are not
     enough for them.
@@ -24,7 +26,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
     each = [backend for backend in backends if hasattr(backend, "fp32_precision")]
     before = [backend.fp32_precision for backend in each]
     of_all = None if each else torch.get_float32_matmul_precision()
-    with ExitStack() as stack:
+    with ExitStack() as stack, on_cpu():
         for kind in {"cpu", device.type}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         try:

@@ -6,10 +6,14 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
+
+from adaptive_subset.default_device import on_cpu
 
 
 class Purpose(IntEnum):
@@ -31,6 +35,7 @@ def seeded(seed: int, epoch: int, purpose: Purpose, part: int = 0) -> torch.Gene
     return torch.Generator().manual_seed(int(state) >> 1)
 
 
+@on_cpu()
 def shard(n: int, size: int, epoch: int, seed: int) -> Tensor:
     """The `epoch`-th stretch of `size` <= n in an endless row of shuffled passes over ``range(n)``.
 
@@ -67,6 +72,7 @@ def shard(n: int, size: int, epoch: int, seed: int) -> Tensor:
     return torch.cat(passes)[start : start + size]
 
 
+@on_cpu()
 def resample(weights: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Systematic resampling: `size` positions, drawn in proportion to `weights` (m,).
 
@@ -78,6 +84,18 @@ def resample(weights: Tensor, size: int, generator: torch.Generator) -> Tensor:
     offset = torch.rand((), generator=generator, dtype=torch.float64)
     ticks = (torch.arange(size, dtype=torch.float64) + offset) * (edges[-1] / size)
     return order[torch.searchsorted(edges, ticks, right=True).clamp_(max=len(weights) - 1)]
+
+
+class SeededLoader(DataLoader[Any]):
+    """A DataLoader whose workers get seeds of their own, not from the global generator."""
+
+    def __init__(self, data: Any, batch_size: int | None, **options: Any) -> None:
+        generator = seeded(0, 0, Purpose.WORKERS)
+        super().__init__(data, batch_size, generator=generator, **options)
+
+    @on_cpu()  # for the draw of the seeds; what is read, is read outside
+    def __iter__(self) -> Any:
+        return super().__iter__()
 
 
 @contextmanager

@@ -240,7 +240,7 @@ class Selector:
             losses, kept = self.losses.values, self.losses.kept
         if not self.strategy.needs_gradients:
             everything = Candidates(len(self), losses=losses, kept=kept, groups=self.pool.groups)
-            return torch.arange(len(self)), everything
+            return torch.arange(len(self), device="cpu"), everything
         if self.criterion is None:
             raise RuntimeError(
                 "`criterion` must be known to compute gradients, got none. Pass criterion= to the "

@@ -62,7 +62,7 @@ def plot(
     weights.hist(selection.loss_weights.numpy(), bins=30)
     weights.set(title=f"weights, epoch {selection.epoch}", xlabel="weight", ylabel="samples")
     if labels is not None:
-        classes = torch.as_tensor(labels)[selection.indices].numpy()
+        classes = torch.as_tensor(labels, device="cpu")[selection.indices].numpy()
         names, counts = np.unique(classes, return_counts=True)
         axes = figure.add_subplot(grid[1, 0])
         axes.bar(names, counts)
@@ -109,7 +109,7 @@ def _largest(
 
 def _drawable(image: Any) -> Any:
     """As matplotlib takes it: channels last, in [0, 1], a single one without its axis."""
-    pixels = torch.as_tensor(np.asarray(image)).double()
+    pixels = torch.as_tensor(np.asarray(image), device="cpu").double()
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[2] not in (1, 3, 4):
         pixels = pixels.permute(1, 2, 0)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):

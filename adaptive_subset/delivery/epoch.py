@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adaptive_subset.checks import check_state
+from adaptive_subset.default_device import on_cpu
 from adaptive_subset.randomness import Purpose, resample, seeded
 from adaptive_subset.strategies import Strategy
 
@@ -36,6 +37,7 @@ class TaggedIndex(int):
         return int(self), self.weight
 
 
+@on_cpu()
 def in_order(
     indices: Tensor,
     weights: Tensor,

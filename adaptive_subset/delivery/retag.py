@@ -83,7 +83,10 @@ class Retagged:
                 raise ValueError(_MESSAGE.format("another order where the targets are others"))
             self._is_tried = True
         weights, indices = zip(*(target.tags for target in targets), strict=True)
-        tags = torch.tensor(weights, dtype=torch.float32)[rows], torch.tensor(indices)[rows]
+        tags = (
+            torch.tensor(weights, dtype=torch.float32, device=rows.device)[rows],
+            torch.tensor(indices, device=rows.device)[rows],
+        )
         return replaced(batch, key, WeightedTarget(found, *tags))
 
     @contextmanager
@@ -178,8 +181,9 @@ def _check(found: Tensor, coded: Tensor, rows: Tensor, originals: list[Any]) -> 
     if found.shape == coded.shape:
         values, numbers = found.detach().reshape(len(rows), -1), coded.reshape(len(rows), -1)
         own = numbers == (_FIRST + _STEP * rows).to(numbers.dtype)[:, None]
-        wanted = [torch.as_tensor(value).flatten().to(values.dtype) for value in originals]
-        ignored = torch.tensor([_IGNORED]).to(values.dtype)
+        given = [torch.as_tensor(value, device=values.device) for value in originals]
+        wanted = [value.flatten().to(values.dtype) for value in given]
+        ignored = torch.tensor([_IGNORED], device=values.device).to(values.dtype)
         if torch.equal(values[~own], numbers[~own]) and all(
             torch.isin(row[mine], torch.cat([wanted[i], ignored])).all()
             for row, mine, i in zip(values, own, rows.tolist(), strict=True)

@@ -60,7 +60,9 @@ def rearranged(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
         )
         if func is torch.stack and kwargs.get("dim", args[1] if len(args) > 1 else 0) == 0:
             return joined
-        rows = [torch.full(source.shape, i) for i, source in enumerate(sources)]
+        rows = [
+            torch.full(source.shape, i, device=source.device) for i, source in enumerate(sources)
+        ]
     else:
         joined = torch.cat(weights), torch.cat(indices)
         numbers = torch.arange(len(joined[0]), device=sources[0].device)

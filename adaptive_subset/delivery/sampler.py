@@ -223,7 +223,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
             size = self.selector.size
             assert size is not None  # a warm start needs one
             indices = shard(len(self.dataset), size, self.epoch, self.seed).view(-1, self._unit)
-            weights = torch.ones(indices.shape)
+            weights = torch.ones_like(indices, dtype=torch.float32)
         else:
             selection = self.selection
             if selection is None or self._schedule.is_due(self.epoch, selection):

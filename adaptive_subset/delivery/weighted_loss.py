@@ -151,7 +151,7 @@ class WeightedLoss(nn.Module):
         if isinstance(weights, float):
             loss = self.criterion(*args, **kwargs)
             if self._record is not None and loss.requires_grad:
-                self._record.note(torch.tensor([indices]), loss.mean().view(1))
+                self._record.note(torch.tensor([indices], device="cpu"), loss.mean().view(1))
             return loss * weights
         others = [leaf for leaf in leaves if not isinstance(leaf, WeightedTarget)]
         rows = next((leaf for leaf in others if isinstance(leaf, Tensor) and leaf.ndim), None)

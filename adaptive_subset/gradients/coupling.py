@@ -43,7 +43,7 @@ class Known:
         failed, self.shapes = ~agrees, shapes
         self.failed = failed if self.failed is None else self.failed.to(failed.device) | failed
         if self.heard is None:
-            self.heard = torch.zeros((), dtype=torch.bool, pin_memory=failed.is_cuda)
+            self.heard = torch.zeros((), dtype=torch.bool, device="cpu", pin_memory=failed.is_cuda)
         self.heard.copy_(self.failed, non_blocking=True)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from adaptive_subset.default_device import on_cpu
+
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ROWS = 4  # random inputs that a head is tried on
 _PLACES = 4  # positions of each, where it runs at more
@@ -41,6 +43,7 @@ def weight_of(module: nn.Module) -> Tensor:
     return torch.cat(columns, 1)
 
 
+@on_cpu()
 def check_linear(name: str, module: nn.Module, shape: Sequence[int]) -> None:
     """Raise a ValueError where ``∂ℓ/∂z ⊗ f`` is not the gradient of the head.
 

@@ -50,7 +50,7 @@ def _targets_of(y: Any, name: str) -> Tensor:
             f"{type(y).__name__}{inside}. Turn labels into numbers in the dataset, or pass the "
             "position or key of the one to train on: Selector(..., target=...)."
         )
-    targets = torch.as_tensor(y)
+    targets = y if isinstance(y, Tensor) else torch.as_tensor(y, device="cpu")
     if targets.ndim == 0:
         raise ValueError(
             f"`{name}` must yield batches, got a target without a batch dimension. Give the "

@@ -19,7 +19,7 @@ from adaptive_subset.gradients.twin import twin
 __all__ = ["Criterion", "losses_and_divisor", "per_sample_losses", "sums_of_rows"]
 
 
-_YES = torch.tensor(True)
+_YES = torch.tensor(True, device="cpu")
 _LOOP = 2  # the last of the ways of `_one_by_one`
 
 
@@ -246,7 +246,7 @@ def _is_sum_of_samples(snapshot: Criterion, batch: LossBatch, losses: Tensor) ->
         except Exception as error:
             raise fails_alone(snapshot, part.shapes(), error) from error
     if alone is None:
-        return torch.tensor(False)
+        return torch.tensor(False, device="cpu")
     difference = (sums_of_rows(alone) - expected).abs().sum()
     agrees = ~(difference > _rounding(expected.abs().sum(), part, expected))
     output = next((row for row in batch.rows if row.is_floating_point()), None)

@@ -17,6 +17,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from adaptive_subset.default_device import on_cpu
 from adaptive_subset.gradients.protocol import Gradients
 from adaptive_subset.items import split_batch
 
@@ -101,7 +102,8 @@ def collated(items: list[Any], collate_fn: Callable[[list[Any]], Any] | None, na
     if collate_fn is not None:
         return collate_fn(items)
     try:
-        return default_collate(items)
+        with on_cpu():  # labels and inputs to one place, where they can be pinned
+            return default_collate(items)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"`{name}` must hold items that torch can put into batches, got {error}. Say how "

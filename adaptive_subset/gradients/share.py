@@ -116,8 +116,9 @@ def read_shares(
         size = source.size if indices is None else len(indices)
         batches = -(-size // source.batch_size)
         ends = [-(-batches * (rank + 1) // ranks.size) for rank in range(ranks.size)]
-        edges = torch.tensor([0, *(min(size, end * source.batch_size) for end in ends)])
-        some = torch.arange(size) if indices is None else indices
+        places = [0, *(min(size, end * source.batch_size) for end in ends)]
+        edges = torch.tensor(places, device="cpu")
+        some = torch.arange(size, device="cpu") if indices is None else indices
         indices = some[int(edges[ranks.rank]) : int(edges[ranks.rank + 1])]
         size = len(indices)
     reads = ranks.rank == 0 or (indices is not None and len(indices) > 0)
@@ -128,7 +129,7 @@ def read_shares(
             found.append(source.read(model, criterion, indices, size, expect, seed))
         return sum(len(part.gradients) for part in found)
 
-    edges = torch.tensor([0, *ranks.step(read)]).cumsum(0)
+    edges = torch.tensor([0, *ranks.step(read)], device="cpu").cumsum(0)
     empty = ranks.first(lambda: _Empty.like(found[0]))
     device = place_of(readable(model)).device
     part = found[0] if found else empty.on(device, criterion)

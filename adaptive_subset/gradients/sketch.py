@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adaptive_subset.default_device import on_cpu
 from adaptive_subset.gradients.dense import DenseGradients
 from adaptive_subset.gradients.token_slopes import TokenSlopes, numbers_at_once
 from adaptive_subset.randomness import Purpose, seeded
@@ -122,6 +123,7 @@ class SketchedGradients(DenseGradients):
     is_estimate = True
 
 
+@on_cpu()
 def sketch_of(
     sketch: Sketch, head: int, rows: int, columns: int, like: Tensor | TokenSlopes
 ) -> TensorSketch:

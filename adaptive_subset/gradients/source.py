@@ -12,7 +12,7 @@ from typing import Any, TypedDict, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
 from adaptive_subset.checks import natural
 from adaptive_subset.gradients.collect import last_layer_gradients
@@ -33,7 +33,7 @@ from adaptive_subset.gradients.protocol import Gradients
 from adaptive_subset.gradients.sketch import Sketch
 from adaptive_subset.gradients.snapshot import preserved_generators
 from adaptive_subset.items import split_batch
-from adaptive_subset.randomness import Purpose, preserved_random_state, seeded
+from adaptive_subset.randomness import SeededLoader, preserved_random_state
 
 Pool = Dataset[Any] | Iterable[Any]
 
@@ -231,7 +231,7 @@ class GradientSource:
         twice = [index for index in range(min(4, self.size or 0)) for _ in range(2)]
         some = Subset(cast("Dataset[Any]", self.pool), twice)
         inputs = partial(_inputs, target=self.target)  # of what an item holds, all a worker sends
-        read = self._loader(some, None, num_workers=min(1, self.num_workers), collate_fn=inputs)
+        read = SeededLoader(some, None, num_workers=min(1, self.num_workers), collate_fn=inputs)
         with preserved_random_state(), preserved_generators(self.pool):
             found = list(read)
         return any(
@@ -250,17 +250,13 @@ class GradientSource:
             )
         if not (is_map_style(pool) or isinstance(pool, IterableDataset)):
             return cast("Iterable[Any]", pool)
-        return self._loader(
+        return SeededLoader(
             pool,
             self.batch_size,
             num_workers=self.num_workers,
             collate_fn=partial(collated, collate_fn=self.collate_fn, name=self.name),
             pin_memory=is_on_gpu(model) and not self._is_on_gpu(pool),
         )
-
-    def _loader(self, pool: Any, batch_size: int | None, **options: Any) -> DataLoader[Any]:
-        # Else the loader draws its workers' seeds from the global generator.
-        return DataLoader(pool, batch_size, generator=seeded(0, 0, Purpose.WORKERS), **options)
 
     def _is_on_gpu(self, pool: Any) -> bool:
         """Whether a dataset gives tensors of a GPU, which cannot be pinned."""
@@ -290,7 +286,7 @@ def _inputs(item: Any, target: int | str | None) -> list[Tensor]:
     """The tensors and arrays of numbers among the inputs of an item."""
     args, kwargs, _ = split_batch(item, target)
     return [
-        torch.as_tensor(value)
+        value if isinstance(value, Tensor) else torch.from_numpy(value)
         for value in (*args, *kwargs.values())
         if isinstance(value, Tensor)
         or (isinstance(value, np.ndarray) and value.dtype.kind in "biufc")

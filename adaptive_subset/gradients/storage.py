@@ -89,7 +89,7 @@ def in_file(shape: torch.Size, dtype: torch.dtype, folder: Path) -> Tensor:
     """
     size = math.prod(shape) * dtype.itemsize
     if size == 0:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         try:
             os.posix_fallocate(file.fileno(), 0, size)
