@@ -13,10 +13,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from adaptive_subset import AdaptiveSubsetSampler, OrderDP, Selector, WeightedLoss
+from adaptive_subset import (
+    GLISTER,
+    AdaptiveSubsetSampler,
+    FreshRandom,
+    OrderDP,
+    Random,
+    Selector,
+    SeTa,
+    Strategy,
+    WeightedLoss,
+)
 from adaptive_subset.delivery.retag import retag
 from adaptive_subset.delivery.tags import WeightedTarget
+from adaptive_subset.gradients.dense import DenseGradients
 from adaptive_subset.loss_record import LossRecord
+from adaptive_subset.strategies import Candidates
 from adaptive_subset.strategies.draws import BelowMeanDropped
 from tests import models
 
@@ -158,6 +170,22 @@ def test_weights_are_float32_whatever_the_default(default_dtype: torch.dtype) ->
     scores, generator = torch.arange(4, dtype=torch.float32), torch.Generator()
     choice = BelowMeanDropped(0.5).draw(scores, 0, epoch=0, generator=generator)
     assert choice.weights.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "strategy", [Random(), FreshRandom(), OrderDP(), SeTa(), GLISTER(refreshes=1)], ids=str
+)
+def test_equal_weights_are_not_rounded_to_the_default(
+    default_dtype: torch.dtype, strategy: Strategy
+) -> None:
+    n = 23
+    rows = torch.arange(2 * n).view(n, 2).to(torch.float32)
+    classes = torch.zeros(n, dtype=torch.int64)
+    candidates = Candidates(n, DenseGradients(rows), classes, losses=rows[:, 0])
+    budget = n if strategy.sizes_itself else 7
+    weights = strategy.choose(candidates, budget, seed=0, epoch=0).weights
+    assert weights.dtype == torch.float32
+    assert torch.equal(weights, torch.full_like(weights, n / len(weights)))
 
 
 def test_samples_of_another_dataset_are_named() -> None:

@@ -85,7 +85,7 @@ class GLISTER(Strategy):
             epoch=epoch,
         )
         warn_if_mostly_filled(choice, "GLISTER")
-        weights = torch.full((budget,), candidates.n / budget)
+        weights = torch.full((budget,), candidates.n / budget, dtype=torch.float32)
         return replace(choice, weights=weights)
 
     def _greedy(self, problem: Problem) -> Choice:
