@@ -180,7 +180,7 @@ class Selector:
             RuntimeError: no criterion is known, no `WeightedLoss` notes losses for a strategy that
                 needs them, or mostly those of mixed samples, or a rank has ended.
             ValueError: gradients are not finite; the dataset has another length than at first;
-                head or loss do not fit, see `last_layer_gradients`.
+                head or loss do not fit, see `GradientSource.read`.
         """
         self.exchange_losses()
         ranks = Ranks.of_run()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import adaptive_subset
+from adaptive_subset import loss_record
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("scores", "draws", "sizes")
@@ -39,6 +40,7 @@ def public() -> dict[str, Any]:
             is_own = inspect.isclass(value) and value.__module__ == module.__name__
             if is_own and not name.startswith("_"):
                 found[f"{module.__name__}.{name}"] = module
+    found["adaptive_subset.loss_record.Memory"] = loss_record  # of a score of one's own
     return {name: getattr(module, name.rpartition(".")[2]) for name, module in found.items()}
 
 
@@ -122,6 +124,44 @@ def test_every_public_name_is_in_the_reference(name: str) -> None:
 def test_every_public_name_is_documented(name: str) -> None:
     value = public()[name]
     assert not callable(value) or gaps(name, value) == {}  # the table of strategies is no callable
+
+
+def texts(value: Any) -> list[str]:
+    """The docstrings of a public object and of its public members."""
+    own = [value.__doc__ or ""] if callable(value) else []
+    of = members(value) if inspect.isclass(value) else ()
+    return [*own, *(function.__doc__ or "" for _, function in of)]
+
+
+def defined() -> set[str]:
+    """The functions and classes of the package, by name."""
+    paths = (ROOT / "adaptive_subset").rglob("*.py")
+    nodes = (node for path in paths for node in ast.parse(path.read_text()).body)
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return {node.name for node in nodes if isinstance(node, kinds)}
+
+
+def test_the_reference_sends_nobody_to_what_is_not_in_it() -> None:
+    objects = public()
+    classes = [value for value in objects.values() if inspect.isclass(value)]
+    known = {name.rpartition(".")[2] for name in objects}
+    known |= {member for owner in classes for member, _ in members(owner)}
+    known |= {name for owner in classes for name in attributes(owner)}
+    known |= {name for value in objects.values() if callable(value) for name in arguments(value)}
+    hidden = defined() - known
+    found = {
+        name: sorted(hidden & {part for ref in refs for part in ref.split(".")})
+        for name, value in objects.items()
+        for refs in [re.findall(r"(?<!`)`([\w.]+)`(?!`)", " ".join(texts(value)))]
+    }
+    assert {name: refs for name, refs in found.items() if refs} == {}
+
+
+@pytest.mark.parametrize("name", public())
+def test_every_docstring_is_markdown(name: str) -> None:
+    for text in texts(public()[name]):
+        assert ":math:" not in text
+        assert not re.search(r"^ *(====|Example:)", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("module", ADAPTERS)

@@ -78,10 +78,10 @@ def _weighted_rows(each: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 class WeightedLoss(nn.Module):
     """A training loss in which each sample counts with the weight that its selection gave it.
 
-    ``L = Σ wᵢ ℓᵢ / Z``, see `weighted_loss`. The weights come with the targets, see
-    `AdaptiveSubsetSampler`. It is called as `criterion` is: with any number of arguments, by
-    position or by name, outputs and targets may be nested in tuples and dicts. Parameters, buffers,
-    ``state_dict`` and all other attributes are those of `criterion`.
+    ``L = Σ wᵢ ℓᵢ / Z``, with Z what `criterion` divides its own sum by. The weights come with the
+    targets, see `AdaptiveSubsetSampler`. It is called as `criterion` is: with any number of
+    arguments, by position or by name, outputs and targets may be nested in tuples and dicts.
+    Parameters, buffers, ``state_dict`` and all other attributes are those of `criterion`.
 
     Args:
         criterion: the loss to weight, a module or a function such as ``criterion(output, target)``.
@@ -94,7 +94,8 @@ class WeightedLoss(nn.Module):
             are passed through.
         TypeError: a criterion that is a class or no loss of single samples (CTC), a `selector` that
             is none, outputs that hold no tensor.
-        ValueError: the number of weights is not that of the outputs; see also `per_sample_losses`.
+        ValueError: the number of weights is not that of the outputs, or a criterion that couples
+            samples.
 
     Examples:
         >>> loss = WeightedLoss(nn.MSELoss())

@@ -14,16 +14,7 @@ Reduction = Literal["mean", "sum", "mean-per-sample", "none"]
 
 
 class _PositionLoss(nn.Module):
-    """Positions whose label is `ignore_index` do not count, as if they were not there.
-
-    Args:
-        reduction: "mean" divides by the labels that count in the batch, so that a long sample
-            counts for more than a short one; "mean-per-sample" divides each sample by its own and
-            by their number; "sum" not at all; "none" gives the losses (n, T).
-        ignore_index: the label of padding.
-        label_smoothing: in [0, 1], see `torch.nn.CrossEntropyLoss`.
-        weight: (C,) of the classes in the losses; a mean still divides by the number of labels.
-    """
+    """What losses of positions have in common; `TokenLoss` says what the arguments are."""
 
     def __init__(
         self,
@@ -84,14 +75,19 @@ class TokenLoss(_PositionLoss):
     """The cross-entropy of tokens: of logits (n, T, C) and labels (n, T), −100 for padding.
 
     Args:
-        reduction: "mean" is per token, as Hugging Face's models have it; see there.
+        reduction: "mean" divides by the labels that count in the batch, as Hugging Face's models
+            do, so that a long sample counts for more than a short one; "mean-per-sample" divides
+            each sample by its own and by their number; "sum" not at all; "none" gives the losses.
         shift: for causal models, whose logits at a position are for the label of the next one.
-        options: ignore_index, label_smoothing, weight; see `torch.nn.CrossEntropyLoss`.
+        ignore_index: the label of positions that do not count, as if they were not there.
+        label_smoothing: in [0, 1], see `torch.nn.CrossEntropyLoss`.
+        weight: (C,) of the classes in the losses. A mean still divides by the number of labels, not
+            by the sum of their weights as torch's does.
 
     Raises:
         ValueError: outputs or labels of other shapes.
 
-    Example:
+    Examples:
         >>> import torch
         >>> logits, labels = torch.zeros(1, 3, 2), torch.tensor([[1, 0, -100]])
         >>> TokenLoss(shift=True)(logits, labels)
@@ -150,13 +146,12 @@ class PixelLoss(_PositionLoss):
     segmentation models do that predict at a lower resolution.
 
     Args:
-        reduction: "mean" is per pixel.
-        options: ignore_index, label_smoothing, weight; see `torch.nn.CrossEntropyLoss`.
+        reduction, ignore_index, label_smoothing, weight: see `TokenLoss`, with pixels for tokens.
 
     Raises:
         ValueError: outputs or labels of other shapes.
 
-    Example:
+    Examples:
         >>> import torch
         >>> PixelLoss()(torch.zeros(1, 2, 1, 1), torch.ones(1, 4, 4, dtype=torch.int64))
         tensor(0.6931)

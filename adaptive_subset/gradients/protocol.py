@@ -20,25 +20,23 @@ class Gradients(Protocol):
     A new kind of gradients is one more file in this folder: a class derived from this one that has
     the abstract methods and keeps to the laws, with no temporary of the size of G, nor of (n, n).
 
-    ============================  ===================================  =========
-    what is asked                 what it is                           shape
-    ============================  ===================================  =========
-    ``len(g)``, ``g.dim``         n, d
-    ``take(i)``                   the gradients ``G[i]``
-    ``compact()``                 the gradients G, fastest to compute
-    ``sum(w, i)``                 ``wᵀ G[i]``                          (d,)
-    ``correlate(v, first)``       ``G[:first] v``                      (first,)
-    ``dense(j)``                  ``G[j]``                             (d,)
-    ``gram_column(j)``            ``G G[j]``                           (n,)
-    ``gram``                      ``G Gᵀ``, or None                    (n, n)
-    ``pairwise(other, i, j)``     ``G[i] G'[j]ᵀ``, G' that of `other`  (r, c)
-    ``squared_norms()``           ``diag(G Gᵀ)``                       (n,)
-    ``means(members)``            ``G[members].mean(1)``               (m, d)
-    ``is_finite()``               whether all of G is finite
-    ``own_rows(classes)``         the gradients of one row of a layer
-    ``rows()``, ``with_rows(r)``  what is held, n rows each; G of other rows
-    ``is_estimate``               whether the rows of G are sketches
-    ============================  ===================================  =========
+    | what is asked               | what it is                                 | shape    |
+    |-----------------------------|--------------------------------------------|----------|
+    | `len(g)`, `g.dim`           | n, d                                       |          |
+    | `take(i)`                   | the gradients `G[i]`                       |          |
+    | `compact()`                 | the gradients G, fastest to compute        |          |
+    | `sum(w, i)`                 | `wᵀ G[i]`                                  | (d,)     |
+    | `correlate(v, first)`       | `G[:first] v`                              | (first,) |
+    | `dense(j)`                  | `G[j]`                                     | (d,)     |
+    | `gram_column(j)`            | `G G[j]`                                   | (n,)     |
+    | `gram`                      | `G Gᵀ`, or None                            | (n, n)   |
+    | `pairwise(other, i, j)`     | `G[i] G'[j]ᵀ`, G' that of `other`          | (r, c)   |
+    | `squared_norms()`           | `diag(G Gᵀ)`                               | (n,)     |
+    | `means(members)`            | `G[members].mean(1)`                       | (m, d)   |
+    | `is_finite()`               | whether all of G is finite                 |          |
+    | `own_rows(classes)`         | the gradients of one row of a layer        |          |
+    | `rows()`, `with_rows(r)`    | what is held, n rows each; G of other rows |          |
+    | `is_estimate`               | whether the rows of G are sketches         |          |
 
     Results are on `device`, in `dtype` or more exact. An index i is a slice or holds positions, in
     any order and more than once; j is one position.

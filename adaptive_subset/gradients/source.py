@@ -169,21 +169,22 @@ class GradientSource:
     ) -> PoolGradients:
         """The gradients of the pool for `model` as it stands; one pass.
 
-        Model, global random state and the pool's own generators are left as they were found, see
-        `last_layer_gradients`.
+        Model, global random state and the pool's own generators are left as they were found.
 
         Args:
             model: any module with a linear head.
             criterion: ``criterion(output, target)``.
             indices: (m,) int64, the samples to read, of a pool that is a dataset; all by default.
             size: how many samples must come, where that is known.
-            expect: see `last_layer_gradients`.
+            expect: called with d, the length of a gradient, after the first batch; it may raise.
             seed: of sketches; gradients that are to be compared need the same.
 
         Raises:
-            ValueError: gradients or inner products of them that are not finite, a loader that
-                shuffles; head or loss do not fit, or more or fewer samples come, see
-                `last_layer_gradients`.
+            TypeError: a model, output or target of the wrong kind, a loss of other arguments.
+            ValueError: gradients, or inner products of them, that are not finite; a loader that
+                shuffles, more or fewer samples than `size`; no or several heads found, a head that
+                is no linear map or sees other rows than the targets; a loss that couples samples or
+                does not take the targets as they are.
         """
         pool = self.pool
         if indices is not None:

@@ -50,7 +50,7 @@ class Candidates:
             that of one last layer.
 
     `derived` keeps what follows from them and is costly, for a search that chooses several times.
-    Where ranks select together, each holds a part of them, see `SpreadCandidates`.
+    Where ranks select together, each holds a part of them, see `Strategy.spreads`.
     """
 
     n: int

@@ -37,10 +37,10 @@ from adaptive_subset.strategies.strategy import Strategy
 
 @dataclass(frozen=True)
 class CRAIG(Strategy):
-    r"""Medoids of the last-layer gradients, each with the size of its cluster as its weight.
+    """Medoids of the last-layer gradients, each with the size of its cluster as its weight.
 
-    Greedily minimises :math:`\sum_i \min_{j \in S} \|g_i - g_j\|`, an upper bound of the error
-    of the weighted gradient sum (Mirzasoleiman, Bilmes, Leskovec, ICML 2020, "Coresets for
+    Greedily minimises ``Σᵢ minⱼ ‖gᵢ − gⱼ‖`` over the chosen j, an upper bound of the error of the
+    weighted gradient sum (Mirzasoleiman, Bilmes, Leskovec, ICML 2020, "Coresets for
     Data-efficient Training of Machine Learning Models", §3). ``Σ w = n``. With validation gradients
     it is these that the candidates must be near to; clusters are counted in validation samples,
     scaled to n.

@@ -156,7 +156,7 @@ class Window(Draw):
     A random share r is left out; k-means of the scores puts the others into K groups, and epoch t
     takes ``w = round(αK)`` groups in a row, from group ``t mod (K − w + 1)`` on, group 0 the
     lowest. Weights are equal. Unknown scores count as the largest known one; all samples are one
-    group while none is known. `group_edges` says how the groups are found.
+    group while none is known. k-means starts at quantiles.
 
     Args:
         ratio: r in [0, 1), left out at random.

@@ -23,15 +23,14 @@ from adaptive_subset.strategies.strategy import Strategy
 
 @dataclass(frozen=True)
 class GLISTER(Strategy):
-    r"""Greedy on the validation loss after one step of the last layer on the chosen samples.
+    """Greedy on the validation loss after one step of the last layer on the chosen samples.
 
-    Each pick maximises :math:`\langle g_i, \nabla L_V(\theta_S) \rangle`, the first-order gain of
-    :math:`-L_V(\theta_S - \eta g_i)`, where :math:`\theta_S` is :math:`\theta` minus η times the
-    mean of the chosen :math:`g_j` (Killamsetty et al. 2021, "GLISTER: Generalization based Data
-    Subset Selection for Efficient and Robust Learning", §4, GLISTER-ONLINE with the Taylor
-    approximation). The validation gradient is computed anew, from the outputs that the moved layer
-    gives, after every ⌈k / `refreshes`⌉ picks. Without a validation set the training loss takes its
-    place. All weights are n/k.
+    Each pick maximises ``⟨gᵢ, ∇L_V(θ_S)⟩``, the first-order gain of ``−L_V(θ_S − ηgᵢ)``, where θ_S
+    is θ minus η times the mean of the chosen gⱼ (Killamsetty et al. 2021, "GLISTER: Generalization
+    based Data Subset Selection for Efficient and Robust Learning", §4, GLISTER-ONLINE with the
+    Taylor approximation). The validation gradient is computed anew, from the outputs that the moved
+    layer gives, after every ⌈k / `refreshes`⌉ picks. Without a validation set the training loss
+    takes its place. All weights are n/k.
 
     Deviations: the step is the mean over S, not the sum, so that it does not grow with the budget;
     each class is chosen for by itself, since with one problem for all of them most picks are of the

@@ -31,10 +31,10 @@ class FreshRandom(Strategy):
     """A new random subset in every epoch, without replacement from one epoch to the next.
 
     Each epoch trains on the next k samples of endlessly reshuffled passes over the data, so that
-    every sample is seen equally often, and never twice in an epoch (see `shard`); what comes in the
-    epochs between two selections, where ``every`` is more than one, is left out. This is RS2
-    (Okanovic et al. 2024, "Repeated Random Sampling for Minimizing the Time-to-Accuracy of
-    Learning"), the baseline that costs nothing and that many methods fail to beat.
+    every sample is seen equally often, and never twice in an epoch; what comes in the epochs
+    between two selections, where ``every`` is more than one, is left out. This is RS2 (Okanovic et
+    al. 2024, "Repeated Random Sampling for Minimizing the Time-to-Accuracy of Learning"), the
+    baseline that costs nothing and that many methods fail to beat.
     """
 
     every = 1

@@ -24,8 +24,8 @@ from adaptive_subset.strategies.candidates import Candidates
 class Score(Described, ABC):
     """A number for each candidate, the larger the more it has to teach.
 
-    A score that needs more than the last loss is a `Memory` too: its `update` says which number is
-    kept of a sample, and finds it in `Candidates.kept`.
+    A score that needs more than the last loss is a `Memory` of `adaptive_subset.loss_record` too:
+    its `update` says which number is kept of a sample, and finds it in `Candidates.kept`.
 
     Attributes:
         needs_losses: it follows from the losses of training.

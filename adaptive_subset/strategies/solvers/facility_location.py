@@ -80,11 +80,11 @@ def facility_location(
     epsilon: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Medoids:
-    r"""Greedily minimise :math:`\sum_i \min_{j \in S} d_{ij}` over at most k columns.
+    """Greedily minimise ``Σᵢ minⱼ dᵢⱼ`` over at most k chosen columns j.
 
-    The same as maximising :math:`\sum_i \max_{j \in S} (c - d_{ij})`, monotone and submodular, so
-    that the greedy choice is within 1 − 1/e of the best. The cost after each possible next choice
-    is kept for all columns. A choice changes it by those rows only that are nearer to it than to
+    The same as maximising ``Σᵢ maxⱼ (c − dᵢⱼ)``, which is monotone and submodular, so that the
+    greedy choice is within 1 − 1/e of the best. The cost after each possible next choice is kept
+    for all columns. A choice changes it by those rows only that are nearer to it than to
     all earlier ones, so they alone are read again: as a rule some n/s rows at the s-th choice, and
     m n ln k numbers in all, where looking at everything again takes m n k. The smallest column is
     chosen where costs are equal.

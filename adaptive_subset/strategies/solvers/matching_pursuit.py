@@ -31,7 +31,7 @@ def omp(
     path: GreedyPath | None = None,
     _form: Literal["primal", "dual"] | None = None,
 ) -> OMPResult:
-    r"""Greedily minimise :math:`\|\sum_i w_i a_i - b\|^2 + \lambda \|w\|^2` over at most k atoms.
+    """Greedily minimise ``‖Σ wᵢaᵢ − b‖² + λ‖w‖²`` over at most k atoms.
 
     GRAD-MATCH (ICML 2021), equations 1 to 3 and Algorithm 2: take the atom whose correlation with
     the residual is largest, fit all weights again, repeat. With non-negative weights the fit is
@@ -57,7 +57,7 @@ def omp(
         target: b, shape (d,).
         budget: k >= 1; more than n means n.
         ridge: λ >= 0, absolute, in units of ‖aᵢ‖².
-        nonnegative: Keep w >= 0 (choose the largest cᵢ > 0), or let it be signed (largest \|cᵢ\|).
+        nonnegative: Keep w >= 0 (choose the largest cᵢ > 0), or let it be signed (largest |cᵢ|).
         tolerance: Stop once the objective is at most this share of ‖b‖².
         path: Is told what the run does, and has its results for smaller budgets afterwards.
 
