@@ -109,6 +109,7 @@ def test_an_identity_classifier_is_passed_over_for_the_real_head() -> None:
         (nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4)), None, r"comes from 1 layers.*LayerNorm"),
         (nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4)), "1", r"got '1' \(LayerNorm\)"),
         (nn.Identity(), None, r"`model` must have parameters"),
+        (nn.LayerNorm(6), None, r"one or a list of \[\], or take a strategy that needs no grad"),
     ],
 )
 def test_a_wrong_head_is_named(model: nn.Module, head: Head | None, message: str) -> None:

@@ -370,6 +370,19 @@ def test_what_the_model_does_not_take_is_named(item: Any, message: str, losses: 
         (source.losses if losses else source.read)(models.mlp(), nn.CrossEntropyLoss())
 
 
+def test_a_field_too_many_is_left_out_by_a_pool_as_is_said() -> None:
+    numbered = [(i, X[i], int(Y[i])) for i in range(N)]
+    options: dict[str, Any] = {"budget": 4, "criterion": nn.CrossEntropyLoss()}
+    with pytest.raises(TypeError, match=r"\(target=-1 for the last\).*pool=") as said:
+        Selector(numbered, GradMatch(), target=2, **options).select(models.mlp(), 0)
+    assert "2 by position" in str(said.value)
+    model = models.mlp()
+    found = Selector(numbered, GradMatch(), target=-1, pool=DATA, **options).select(model, 0)
+    assert torch.equal(
+        found.indices, Selector(DATA, GradMatch(), **options).select(model, 0).indices
+    )
+
+
 class Encoding(UserDict[str, Any]):
     """As tokenizers return: a mapping whose fields are attributes too."""
 

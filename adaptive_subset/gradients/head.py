@@ -57,7 +57,7 @@ def _search(model: nn.Module, trace: _Trace) -> list[nn.Module]:
         raise ValueError(
             f"`head` could not be found: the output depends on a parameter of shape {loose} that "
             "is used outside any layer. Pass head=<name or module> of a linear layer in "
-            f"{type(model).__name__}."
+            f"{type(model).__name__}, or take a strategy that needs no gradients."
         )
     if len(ends) == 1 and isinstance(ends[0], LINEAR):
         return ends
@@ -66,7 +66,8 @@ def _search(model: nn.Module, trace: _Trace) -> list[nn.Module]:
     raise ValueError(
         f"`head` could not be found: the output of {type(model).__name__} comes from {len(ends)} "
         f"layers with parameters {trace.listed(ends)}, and exactly one linear layer is needed. "
-        f"Pass head=<name or module>, one or a list of {trace.linear()}."
+        f"Pass head=<name or module>, one or a list of {trace.linear()}, or take a strategy that "
+        "needs no gradients."
     )
 
 

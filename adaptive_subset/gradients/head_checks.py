@@ -28,7 +28,8 @@ def by_position(name: str, module: nn.Module, tensor: Tensor) -> Tensor:
         raise ValueError(
             f"`head` {name!r} must see one vector a sample, or one at each position as a linear "
             f"layer or a 1×1 convolution does, got a {type(module).__name__} on input of shape "
-            f"{tuple(shape)}. Name a layer behind the pooling."
+            f"{tuple(shape)}. Name a layer behind the pooling, or take a strategy that needs no "
+            "gradients."
         )
     if one:
         return tensor.flatten(1)

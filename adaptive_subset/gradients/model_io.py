@@ -144,7 +144,8 @@ def _check_arguments(model: nn.Module, args: Any, kwargs: Any) -> None:
         raise TypeError(
             "`model` must take all that an item of the pool holds beside its target, fields of a "
             f"dict or an object by name, got {len(args)} by position and {sorted(kwargs)} by name "
-            f"({error}). Pass a pool of items that hold what it takes: Selector(..., pool=...)."
+            f"({error}). Pass a pool of items that hold what it takes, with the target where those "
+            "of the dataset have it (target=-1 for the last): Selector(..., pool=...)."
         ) from None
 
 

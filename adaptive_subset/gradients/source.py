@@ -84,7 +84,7 @@ class GradientSource:
         head: the last layer, a module or its name, or a list of them; found by itself where the
             model ends in one linear layer.
         target: key or index of the target in an item, where that is not the second of a pair or
-            a field with a usual name.
+            a field with a usual name; −1 for the last. Dataset, pool and batches have it there.
         batch_size, num_workers: of the pass over the pool; a larger batch is faster and takes
             more memory, the result does not depend on it. On a GPU, one that does not fit is run
             in halves. With workers only these read a dataset: where training has some too, which
