@@ -92,24 +92,22 @@ def costs(rows: Rows) -> Iterable[str]:
         "a selection of 10 % of 5,000 CIFAR-10 images, ResNet-18, two threads": of_large,
         "the solvers on 1,281,167 samples of 1,000 classes, 30 %, two threads, + the whole layer's "
         "error": "; ".join(solvers),
-        f"`GradMatch` on {gradients:.2f} GiB of gradients, memory of the process": (
+        f"`GradMatch` on {gradients:.2f} GiB of gradients, two threads, memory of the process": (
             f"{memory:.1f} GiB; {file:.1f} GiB with `storage_dir`"
         ),
-        f"the same on {largest['of it gradients, GiB']:.1f} GiB in a file (1,281,167 samples of "
-        "1,000 classes, 2,049 features), and seconds, + those of the whole layer's error": (
-            f"{largest['own memory, GiB']:.2f} GiB; {', '.join(imagenet)}"
-        ),
+        f"the same on {largest['of it gradients, GiB']:.1f} GiB in a file, one thread (1,281,167 "
+        "samples of 1,000 classes, 2,049 features), and seconds, + those of the whole layer's "
+        "error": (f"{largest['own memory, GiB']:.2f} GiB; {', '.join(imagenet)}"),
         f"the search for `tolerance={finest:g}` on MNIST, in selections of the size found": (
             spelled({row["strategy"]: row["times one run"] for row in search}, digits=1)
         ),
-        "GRAD-MATCH's solver against scikit-learn's `orthogonal_mp_gram`, same support": (
-            f"{rounded(min(omp))} to {rounded(max(omp))} times faster"
-        ),
-        "a whole `CRAIG()` against the lazy greedy alone of apricot and submodlib": (
+        "GRAD-MATCH's solver against scikit-learn's `orthogonal_mp_gram`, same support, two "
+        "threads": (f"{rounded(min(omp))} to {rounded(max(omp))} times faster"),
+        "a whole `CRAIG()` against the lazy greedy alone of apricot and submodlib, two threads": (
             f"{apricot:.1f} and {submodlib:.1f} times faster"
         ),
         "an epoch of training against the plain loop on the same subset": (
-            f"LeNet {small['ratio']:.2f}, ResNet-18 {wide['ratio']:.2f}"
+            f"LeNet {small['ratio']:.2f}, ResNet-18 on two threads {wide['ratio']:.2f}"
         ),
     }
     return (f"| {what} | {measured} |" for what, measured in cells.items())

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import __main__ as everything
 from benchmarks import tables
 from benchmarks.arena import report
-from benchmarks.arena.figures import Entry, at_equal_steps, entries
+from benchmarks.arena.figures import Difference, Entry, at_equal_steps, entries
 from benchmarks.arena.methods import METHODS
 from benchmarks.arena.race import Race
 from benchmarks.arena.results import Results, prices_beside
@@ -121,6 +121,44 @@ def test_what_the_page_of_strategies_tells_of_the_runs(arena: Race) -> None:
     counted = "won 39 of 39"  # of runs with one seed
     assert f"`gradmatch-warm` {counted} against other methods" in (DOCS / "paper.md").read_text()
     assert f"after a warm start {counted} comparisons" in page
+
+
+def apart(example: str, ours: str, theirs: str) -> Difference:
+    """What two methods of an example differ by, over paired seeds."""
+    reached: dict[str, dict[int, float]] = {}
+    for row in tables.figures(RESULTS / f"{example}.jsonl"):
+        if row["test"] is not None:
+            reached.setdefault(row["method"], {})[row["seed"]] = row["test"]
+    return Difference(tuple(value - reached[theirs][s] for s, value in reached[ours].items()))
+
+
+@pytest.mark.parametrize(
+    ("page", "example", "ours", "theirs", "words"),
+    [
+        ("timm", "timm-cifar10", "full-short", "order-dp", "{:.1f} ± {:.1f} points of paired"),
+        ("choosing", "timm-cifar10", "full-short", "order-dp", "was {:.1f} ± {:.1f} points behind"),
+        ("tokens", "language-model", "gradmatch", "order-dp", "was {:.3f} ± {:.3f} behind"),
+        ("tokens", "segmentation", "order-dp", "gradmatch", "{:.3f} ± {:.3f} ahead of it"),
+        ("tokens", "segmentation", "order-dp", "full-short", "{:.3f} ± {:.3f} ahead of the short"),
+    ],
+)
+def test_differences_in_examples_are_those_of_paired_seeds(
+    page: str, example: str, ours: str, theirs: str, words: str
+) -> None:
+    found = apart(example, ours, theirs)
+    text = " ".join((DOCS / f"{page}.md").read_text().split())
+    assert words.format(found.mean, found.error) in text
+
+
+def test_no_difference_to_the_short_schedule_is_told_in_small_transformers() -> None:
+    assert "No difference to that schedule has a p below 0.05" in " ".join(
+        (DOCS / "tokens.md").read_text().split()
+    )
+    for example in ("language-model", "text-classification", "segmentation"):
+        for method in ("fresh-random", "order-dp", "gradmatch"):
+            p = apart(example, method, "full-short").p
+            assert p is not None
+            assert p > 0.05
 
 
 def test_the_readme_is_short() -> None:
