@@ -153,7 +153,10 @@ def _torchvision(name: str) -> tuple[Split, Split]:
             part = kinds[name](root, **which, download=True)
         except (OSError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            advice = "if you have the files, pass their folder as --data"
+            advice = (
+                f"if you have the files, put them where torchvision looks, in {root}, or pass a "
+                "folder of IDX files, or of train/CLASS/* and test/CLASS/*, as --data"
+            )
             raise DataError(f"{name} could not be downloaded ({reason}); {advice}") from error
         images = torch.as_tensor(part.data)
         if name == "svhn":  # channels first, as no other

@@ -8,7 +8,9 @@
 Methods: `full` trains on everything, `full-short` on everything for as many steps as a subset run
 has; the others on subsets, chosen by the strategy of that name: `random` once for all, the others
 as often as the strategy asks for, or every `--every` epochs where it chooses by gradients.
-With `-warm` behind it, a method spends its first epochs on shuffled shards of all the data.
+`infobatch`, `seta` and `kakurenbo` size their epochs themselves, whatever --fraction says, and
+train on most of the data in each; they are not at equal cost with the others. With `-warm` behind
+it, a method spends its first epochs on shuffled shards of all the data.
 Finished runs are kept in `--out` and are not repeated.
 """
 

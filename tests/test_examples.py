@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import struct
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +64,23 @@ def write_idx_folder(folder: Path, zipped: bool = False, **replaced: Tensor) -> 
         path = folder / (f"{name}.gz" if zipped else name)
         path.write_bytes(gzip.compress(content) if zipped else content)
     return arrays
+
+
+def test_files_that_cannot_be_downloaded_go_where_is_said(
+    data: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", offline)
+    with pytest.raises(data.DataError, match=r"\(no network\); if you have the files") as said:
+        data.load("mnist")
+    place = re.search(r"where torchvision looks, in (\S+), or", str(said.value))
+    assert place is not None
+    (Path(place[1]) / "MNIST" / "raw").mkdir(parents=True, exist_ok=True)
+    write_idx_folder(Path(place[1]) / "MNIST" / "raw")
+    assert len(data.load("mnist").train) == 12
 
 
 def write_image(path: Path, size: tuple[int, int] = (7, 5), mode: str = "RGB") -> None:
