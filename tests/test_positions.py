@@ -530,6 +530,16 @@ def test_losses_say_what_they_take() -> None:
         TokenLoss("max")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("is_weighted", [True, False])
+def test_the_object_that_holds_the_logits_is_told_from_them(is_weighted: bool) -> None:
+    output: Any = {"out": torch.randn(2, 4, 8, 8)}  # as torchvision's segmentation models return
+    y: Any = torch.zeros(2, 8, 8, dtype=torch.int64)
+    target: Any = WeightedTarget(y, torch.ones(2)) if is_weighted else y
+    loss = WeightedLoss(PixelLoss()) if is_weighted else PixelLoss()
+    with pytest.raises(TypeError, match=r"`output` must be the logits, a tensor, got dict"):
+        loss(output, target)
+
+
 # Selections
 
 

@@ -82,8 +82,8 @@ def coupled(criterion: Criterion, shapes: str) -> ValueError:
         f"{name_of(criterion)}, whose value on a batch is another than that of its samples (for "
         f"arguments of shapes {shapes}). A loss that couples samples cannot be weighted; one that "
         "divides by class weights or ignores labels needs a `reduction` attribute, as torch's own "
-        "losses have; a penalty on something else is added outside: criterion(output, target) + "
-        "penalty."
+        "losses, TokenLoss and PixelLoss have; a penalty on something else is added outside: "
+        "criterion(output, target) + penalty."
     )
 
 

@@ -39,7 +39,16 @@ class _PositionLoss(nn.Module):
         return each if divisor is None else each.sum() / divisor
 
     def terms(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int | None]:
-        """The losses, (n, T) or (n,), and what their sum is divided by; None for "none"."""
+        """The losses, (n, T) or (n,), and what their sum is divided by; None for "none".
+
+        Raises:
+            TypeError: the output is no tensor.
+        """
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"`output` must be the logits, a tensor, got {type(output).__name__}. Pass the "
+                "tensor that the object holds, such as output.logits."
+            )
         logits, labels = self._lined_up(output, target)
         each = F.cross_entropy(
             *(logits, labels, self._weights(logits)),
@@ -85,6 +94,7 @@ class TokenLoss(_PositionLoss):
             by the sum of their weights as torch's does.
 
     Raises:
+        TypeError: an output that is no tensor, such as the object that holds the logits.
         ValueError: outputs or labels of other shapes.
 
     Examples:
@@ -149,7 +159,7 @@ class PixelLoss(_PositionLoss):
         reduction, ignore_index, label_smoothing, weight: see `TokenLoss`, with pixels for tokens.
 
     Raises:
-        ValueError: outputs or labels of other shapes.
+        TypeError, ValueError: as `TokenLoss` does.
 
     Examples:
         >>> import torch
