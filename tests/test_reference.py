@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adaptive_subset.integrations.subset import OPTIONS
 
 import adaptive_subset
 from adaptive_subset import loss_record
@@ -177,6 +178,12 @@ def test_every_adapter_is_in_the_reference(module: str) -> None:
         methods = [m for m in node.body if isinstance(m, ast.FunctionDef) and not is_hooked]
         for part in (node, *(m for m in methods if not m.name.startswith("_"))):
             assert ast.get_docstring(part), f"{name}: {part.name}"
+
+
+def test_the_options_of_the_adapters_are_those_that_they_take() -> None:
+    page = (ROOT / "docs" / "reference" / "integrations.md").read_text()
+    told = page.split("with these\nnames: ")[1].split(".\n")[0]
+    assert tuple(re.findall(r"`(\w+)`", told)) == OPTIONS
 
 
 def test_the_reference_names_nothing_else() -> None:
