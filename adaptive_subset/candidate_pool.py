@@ -288,7 +288,10 @@ def source_of(
             "Give those to the GradientSource."
         )
     if unknown := sorted(set(reading) - set(Reading.__annotations__)):
-        raise TypeError(f"`reading` must be {', '.join(Reading.__annotations__)}, got {unknown}.")
+        raise TypeError(
+            f"`reading` must be {', '.join(Reading.__annotations__)}, got {unknown}. What is "
+            "none of a Selector's arguments may be one of AdaptiveSubsetSampler."
+        )
     if source is not None and not isinstance(source, GradientSource):
         raise TypeError(f"`source` must be a GradientSource, got {shown(source)}.")
     return source or GradientSource(dataset if pool is None else pool, **reading)

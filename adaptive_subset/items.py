@@ -55,7 +55,7 @@ def target_key(item: Any, target: int | str | None) -> Any:
             "the input itself, as TensorDataset(x, x)."
         )
     raise TypeError(
-        "`target` must say where in an item of the dataset the target is, got "
+        "`target` must say where in an item of the data the target is, got "
         f"target={target!r} for {got}. {advice}"
     )
 

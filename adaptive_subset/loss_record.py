@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -28,6 +29,24 @@ class Memory(Described, ABC):
             kept, last: what was kept and the last loss until then, NaN where there was none.
             losses: of this batch.
         """
+
+
+class Calls:
+    """How often the loss that holds a selector has weighed samples, and whether it should have."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.are_due = False  # an epoch is over
+
+    def warn_if_missing(self, weights: Tensor) -> None:
+        """Say so where training went on without any, and `weights` that are not all one."""
+        if self.are_due and not self.number and bool(((weights - 1).abs() > 1e-3).any()):
+            warnings.warn(
+                "the WeightedLoss of the selector was not called in a whole epoch, so training "
+                "follows another gradient than the one that was selected. Train on what it "
+                "returns: a loss that the model computes by itself has no weights.",
+                stacklevel=3,
+            )
 
 
 class LossRecord:

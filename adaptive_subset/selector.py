@@ -17,7 +17,7 @@ from adaptive_subset.checks import check_configuration, check_state, loss, natur
 from adaptive_subset.distributed import Ranks
 from adaptive_subset.gradients.per_sample import Criterion
 from adaptive_subset.gradients.source import GradientSource, Reading
-from adaptive_subset.loss_record import LossRecord
+from adaptive_subset.loss_record import Calls, LossRecord
 from adaptive_subset.outcome import as_selection
 from adaptive_subset.selection import Selection
 from adaptive_subset.sizing import sizing
@@ -121,6 +121,7 @@ class Selector:
         self.losses = LossRecord(n, strategy.keeps) if strategy.needs_losses else None
         self._criterion = None if criterion is None else loss(criterion)
         self._bound: Criterion | None = None
+        self.calls = Calls()
         self._is_driven = False
 
     def __len__(self) -> int:
@@ -172,9 +173,8 @@ class Selector:
     def select(self, model: nn.Module, epoch: int) -> Selection:
         """Make a new selection for `model` and keep it as `selection`.
 
-        The model, its buffers, hooks and gradients and the global random state are as before
-        afterwards, also when this raises; a failed selection leaves the current one in place. Of
-        several processes all call it and select together, by rank 0's buffers, docs/distributed.md.
+        Model, hooks, gradients and global random state are as before afterwards, and where this
+        raises the selection too. Several processes all call it, and go by rank 0's buffers.
 
         Raises:
             RuntimeError: no criterion is known, no `WeightedLoss` notes losses for a strategy that
@@ -219,6 +219,7 @@ class Selector:
 
     def end_epoch(self) -> None:
         """Say that an epoch was read to its end; `AdaptiveSubsetSampler` calls it."""
+        self.calls.are_due = self._bound is not None
         if self.losses is not None:
             self.losses.expect()
 

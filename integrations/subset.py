@@ -71,8 +71,6 @@ class Subset:
         )
         self.criterion = WeightedLoss(criterion, selector)
         self.batches = self.length = 0
-        self._calls = _Calls()
-        self.criterion.register_forward_hook(self._calls)
 
     @property
     def epoch(self) -> int:
@@ -124,7 +122,7 @@ class Subset:
 
     def check_used(self) -> None:
         """Raise a RuntimeError where training goes on and the loss was never called."""
-        if self._calls.number == 0:
+        if self.sampler.selector.calls.number == 0:
             raise RuntimeError(
                 "`criterion` must be what the training step computes its loss with, got a step "
                 "that did not call it, so that no weight counts. A loss that the model computes by "
@@ -162,16 +160,6 @@ class Subset:
             )
         self.sampler.load_state_dict(state["sampler"])
         self.batches, self.length = batches, length
-
-
-class _Calls:
-    """Counts the calls of a module; holds nothing, so that copies of the module stay small."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    def __call__(self, *_: Any) -> None:
-        self.number += 1
 
 
 def figures(selection: Selection) -> dict[str, float]:

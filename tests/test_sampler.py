@@ -541,6 +541,33 @@ def test_a_loader_that_chooses_by_itself_is_refused(chosen: Any, is_batch_sample
         sampler.attach(DataLoader(sampler.selector.dataset, **how))
 
 
+def own_loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """As of a model that computes its loss, with operations that leave the weights behind."""
+    labels = nn.functional.pad(y, (0, 1), value=-100)[:-1].contiguous().view(-1)
+    return nn.functional.cross_entropy(net(x), labels)
+
+
+@nothing_is_saved
+@pytest.mark.parametrize("weighting", ["loss", "resample"])
+@pytest.mark.parametrize("strategy", [GradMatch(), Random()])
+def test_training_by_another_loss_than_the_weighted_one_is_told(
+    strategy: Strategy, weighting: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    sampler, net = make(strategy, every=4, weighting=weighting), model()
+    WeightedLoss(nn.CrossEntropyLoss(), sampler.selector)
+    loader = DataLoader(sampler.dataset, batch_size=4, sampler=sampler)
+    sampler.maybe_reselect(net, 0)
+    for x, y in loader:
+        own_loss(net, x, y).backward()
+    assert not recwarn.list
+    if weighting == "loss" and isinstance(strategy, GradMatch):
+        with pytest.warns(UserWarning, match="was not called in a whole epoch") as told:
+            sampler.maybe_reselect(net, 1)
+        assert told[0].filename == __file__
+    else:
+        sampler.maybe_reselect(net, 1)  # without weights nothing is lost
+
+
 class EveryOther(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         return iter(range(0, N, 2))

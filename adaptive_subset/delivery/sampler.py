@@ -169,6 +169,8 @@ class AdaptiveSubsetSampler(Sampler[int]):
         """
         agree(Ranks.of_run(), lambda: self._question(epoch))
         self._clock.ask(epoch)
+        if self.weighting == "loss" and self.selection is not None:
+            self.selector.calls.warn_if_missing(self.selection.loss_weights)
         if not self._schedule.is_due(self.epoch, self.selection):
             self.selector.exchange_losses()
             return None
@@ -243,12 +245,8 @@ class AdaptiveSubsetSampler(Sampler[int]):
         )
 
     def _configuration(self) -> dict[str, Any]:
-        return {
-            "every": self.every,
-            "warm_start": self._schedule.warm_start,
-            "weighting": self.weighting,
-            "order_seed": self.seed,
-        }
+        schedule = {"every": self.every, "warm_start": self._schedule.warm_start}
+        return {**schedule, "weighting": self.weighting, "order_seed": self.seed}
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs; copies that ``torch.load(weights_only=True)`` reads.

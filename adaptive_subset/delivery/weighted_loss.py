@@ -18,7 +18,7 @@ from adaptive_subset.gradients.loss_batch import Criterion, LossBatch
 from adaptive_subset.gradients.per_sample import losses_and_divisor, sums_of_rows
 from adaptive_subset.gradients.torch_losses import torch_losses
 from adaptive_subset.gradients.twin import twin
-from adaptive_subset.loss_record import LossRecord
+from adaptive_subset.loss_record import Calls, LossRecord
 from adaptive_subset.selector import Selector
 
 
@@ -106,6 +106,7 @@ class WeightedLoss(nn.Module):
 
     criterion: Criterion
     _record: LossRecord | None
+    _calls: Calls
 
     def __init__(self, criterion: Criterion, selector: Selector | None = None) -> None:
         _check_arguments(criterion, selector)
@@ -119,6 +120,7 @@ class WeightedLoss(nn.Module):
         if selector is not None:
             selector.bind_criterion(criterion)
         self.__dict__["_record"] = None if selector is None else selector.losses
+        self.__dict__["_calls"] = Calls() if selector is None else selector.calls
 
     # As torch.compiler.disable, which would load the whole compiler at import.
     @_disable_dynamo
@@ -148,6 +150,7 @@ class WeightedLoss(nn.Module):
             if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(loss)):
                 raise _lost(targets or leaves[-1:])
             return loss
+        self._calls.number += 1
         weights, indices = tags
         if isinstance(weights, float):
             loss = self.criterion(*args, **kwargs)

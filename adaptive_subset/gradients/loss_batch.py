@@ -108,7 +108,8 @@ def explained(output: Tensor, target: Tensor) -> Iterator[None]:
             f"dataset has them, got {type(error).__name__} ({error}) for {output.dtype} of shape "
             f"{tuple(output.shape)} and {target.dtype} of shape {tuple(target.shape)}. A pass "
             "leaves out what the training loop does to them: do it in the dataset, or give the "
-            "selector a loss that does, criterion=lambda o, y: loss(o, y.float())."
+            "selector a loss that does, criterion=lambda o, y: loss(o, y.float()). Of tokens take "
+            "TokenLoss()."
         ) from error
 
 
