@@ -32,15 +32,17 @@ class Memory(Described, ABC):
 
 
 class Calls:
-    """How often the loss that holds a selector has weighed samples, and whether it should have."""
+    """How often the `WeightedLoss` that holds a selector was called, and whether it should be."""
 
     def __init__(self) -> None:
         self.number = 0
+        self.is_held = False  # by one
         self.are_due = False  # an epoch is over
 
     def warn_if_missing(self, weights: Tensor) -> None:
         """Say so where training went on without any, and `weights` that are not all one."""
-        if self.are_due and not self.number and bool(((weights - 1).abs() > 1e-3).any()):
+        missing = self.is_held and self.are_due and not self.number
+        if missing and bool(((weights - 1).abs() > 1e-3).any()):
             warnings.warn(
                 "the WeightedLoss of the selector was not called in a whole epoch, so training "
                 "follows another gradient than the one that was selected. Train on what it "

@@ -34,7 +34,7 @@ class Selector:
 
     Owns what a run chooses by: the current `selection` and the losses that training noted. One
     sampler asks it for selections, whose sizes `sizing` knows; a `WeightedLoss` tells it the loss,
-    and the losses of training where the strategy needs them.
+    its `calls`, and the `losses` of training where the strategy needs them.
 
     Args:
         dataset: training set of n samples, anything with a length and access by index.
@@ -219,7 +219,7 @@ class Selector:
 
     def end_epoch(self) -> None:
         """Say that an epoch was read to its end; `AdaptiveSubsetSampler` calls it."""
-        self.calls.are_due = self._bound is not None
+        self.calls.are_due = True
         if self.losses is not None:
             self.losses.expect()
 
@@ -237,7 +237,7 @@ class Selector:
         self.pool.check_size(len(self))
         losses = kept = None
         if self.losses is not None:
-            self.losses.check(type(self.strategy).__name__, is_held=self._bound is not None)
+            self.losses.check(type(self.strategy).__name__, is_held=self.calls.is_held)
             losses, kept = self.losses.values, self.losses.kept
         if not self.strategy.needs_gradients:
             everything = Candidates(len(self), losses=losses, kept=kept, groups=self.pool.groups)

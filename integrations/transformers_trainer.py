@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from adaptive_subset.integrations.subset import OPTIONS, Subset, extra_is_missing
 
-from adaptive_subset import AdaptiveSubsetSampler, PixelLoss, Strategy, TokenLoss, retag
+from adaptive_subset import AdaptiveSubsetSampler, Strategy, TokenLoss, retag
 
 try:
     from adaptive_subset.integrations.accelerate_loader import check_leaves_batches, unsharded
@@ -107,26 +107,14 @@ class SubsetMixin:
         loss: torch.Tensor = self.subset.criterion(logits, labels)
         if num_items_in_batch is None:
             return loss
-        share: torch.Tensor = self._counted(labels).sum().to(loss.dtype) / num_items_in_batch
-        return loss * share
-
-    def _get_num_items_in_batch(self: Any, batch_samples: list[Any], *args: Any) -> Any:
-        """Counted as for the share of a batch; the Trainer alone goes by the class of the model."""
-        marked = []
-        for batch in batch_samples:
-            if isinstance(labels := batch.get("labels"), torch.Tensor):
-                marks = torch.where(self._counted(labels), 0, -100)
-                batch = {"labels": marks, "shift_labels": marks}  # the latter where it would shift
-            marked.append(batch)
-        return super()._get_num_items_in_batch(marked, *args)  # type: ignore[misc]
-
-    def _counted(self: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Which of the labels the mean of the criterion is over."""
         own = self.subset.criterion.criterion
-        if isinstance(own, (TokenLoss, PixelLoss)):
-            return own.counted(labels)
-        bound = getattr(own, "keywords", {})  # of a functools.partial
-        return labels.ne(getattr(own, "ignore_index", bound.get("ignore_index", -100)))
+        if isinstance(own, TokenLoss) and own.shift and own.ignore_index == -100:
+            counted = own.count(labels)  # what a causal model adds up, by the Trainer's divisor
+        else:  # a mean of whatever: as the Trainer counts, so that all shares add up to one
+            shifts = getattr(self, "_loss_shifts_labels", False)
+            counted = (labels[..., 1:] if shifts else labels).ne(-100).sum()
+        share: torch.Tensor = counted.to(loss.dtype) / num_items_in_batch
+        return loss * share
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]

@@ -504,9 +504,9 @@ def shifted(logits: Tensor, labels: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "criterion",
     [
-        TokenLoss(shift=True),
         TokenLoss(),
         TokenLoss(ignore_index=0),
+        TokenLoss(shift=True, ignore_index=0),
         shifted,
         nn.CrossEntropyLoss(ignore_index=0),
         partial(F.cross_entropy, ignore_index=0),
@@ -515,7 +515,7 @@ def shifted(logits: Tensor, labels: Tensor) -> Tensor:
 def test_the_trainer_trains_on_the_mean_whatever_the_model(
     criterion: Any, is_causal: bool, tmp_path: Path
 ) -> None:
-    """By itself it counts labels by the class of the model, and not as the criterion does."""
+    """It counts labels by the class of the model, and not as the criterion does."""
     trainer = trainer_of(tmp_path, criterion=criterion)
     trainer._loss_shifts_labels = is_causal
     generator = torch.Generator().manual_seed(0)

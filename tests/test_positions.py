@@ -498,7 +498,7 @@ def test_the_mean_is_that_of_torch_and_of_hugging_face() -> None:
     torch.testing.assert_close(found, ForCausalLMLoss(logits, y, V))
     plain = nn.functional.cross_entropy(logits.mT, y, label_smoothing=0.1)
     torch.testing.assert_close(TokenLoss(label_smoothing=0.1)(logits, y), plain)
-    assert int(TokenLoss(shift=True).counted(y).sum()) == int((y[:, 1:] != -100).sum())
+    assert int(TokenLoss(shift=True).count(y)) == int((y[:, 1:] != -100).sum())
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "mean-per-sample"])

@@ -148,6 +148,7 @@ def used(sampler: AdaptiveSubsetSampler) -> Any:
     return list(sampler)
 
 
+@pytest.mark.filterwarnings("ignore:the WeightedLoss of the selector was not called")
 @pytest.mark.parametrize("use", [unused, half_used, used])
 def test_rolling_back_by_hand_takes_all(use: Callable[[AdaptiveSubsetSampler], Any]) -> None:
     """At any time outside of a loader's own load, whatever was selected since."""
@@ -191,6 +192,7 @@ def test_states_moved_to_another_device_or_dtype_come_back() -> None:
     assert [(int(i), i.weight) for i in sampler] == order  # type: ignore[attr-defined]
 
 
+@pytest.mark.filterwarnings("ignore:the WeightedLoss of the selector was not called")
 def test_a_run_goes_on_for_more_epochs_than_planned() -> None:
     """As warm as it was planned: four epochs with two of them warm become six with two."""
     net, warm = models.mlp(), {"every": 1, "warm_start": 0.5}

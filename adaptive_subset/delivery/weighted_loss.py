@@ -121,6 +121,7 @@ class WeightedLoss(nn.Module):
             selector.bind_criterion(criterion)
         self.__dict__["_record"] = None if selector is None else selector.losses
         self.__dict__["_calls"] = Calls() if selector is None else selector.calls
+        self._calls.is_held = True
 
     # As torch.compiler.disable, which would load the whole compiler at import.
     @_disable_dynamo

@@ -64,9 +64,9 @@ class _PositionLoss(nn.Module):
             return each, None
         return each, 1 if self.reduction == "sum" else counted.sum().clamp(min=1)
 
-    def counted(self, target: Tensor) -> Tensor:
-        """Which labels count, bool; for a shifted loss without the first ones."""
-        return self._labels(target) != self.ignore_index
+    def count(self, target: Tensor) -> Tensor:
+        """How many labels count."""
+        return (self._labels(target) != self.ignore_index).sum()
 
     def _labels(self, target: Tensor) -> Tensor:
         return target
