@@ -227,6 +227,12 @@ class Choice:
     filled: int = 0
     batch_size: int | None = None
 
+    @classmethod
+    def even(cls, positions: Tensor, n: int) -> Choice:
+        """`positions` (k,) of n candidates, each with the weight n/k."""
+        k = len(positions)
+        return cls(positions, torch.full((k,), n / k, dtype=torch.float32, device="cpu"))
+
 
 def errors_of(matched: Tensor, target: Tensor, factors: tuple[float, ...]) -> list[float | None]:
     """``‖f · matched − b‖ / ‖b‖`` for each of the `factors`; None where b = 0."""

@@ -114,7 +114,7 @@ class LargestOfPool(Draw):
         highest = scores[pool].nan_to_num(-torch.inf).argsort(descending=True, stable=True)
         pool = pool[highest[spare:]]
         ranked = scores[pool].nan_to_num(torch.inf).argsort(descending=True, stable=True)
-        return Choice(pool[ranked[:budget]], torch.full((budget,), n / budget, dtype=torch.float32))
+        return Choice.even(pool[ranked[:budget]], n)
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,7 @@ class Window(Draw):
         width = max(1, round(self.window * groups))
         first = epoch % (groups - width + 1)
         positions = kept[order[edges[first] : edges[first + width]]]
-        return Choice(
-            positions, torch.full((len(positions),), n / len(positions), dtype=torch.float32)
-        )
+        return Choice.even(positions, n)
 
 
 @dataclass(frozen=True)
@@ -227,15 +225,13 @@ class LowestHidden(Draw):
         shown = torch.ones(n, dtype=torch.bool)
         shown[lowest] = ~(scores[lowest] <= -math.log(self.confidence))
         positions = shown.nonzero()[:, 0]
-        return Choice(
-            positions, torch.full((len(positions),), n / len(positions), dtype=torch.float32)
-        )
+        return Choice.even(positions, n)
 
 
 def uniform(n: int, size: int, generator: Generator) -> Choice:
     """`size` of n samples at random, with equal weights."""
     positions = torch.randperm(n, generator=generator)[:size].sort().values
-    return Choice(positions, torch.full((size,), n / size, dtype=torch.float32))
+    return Choice.even(positions, n)
 
 
 def inclusion(shares: Tensor, budget: int) -> Tensor:

@@ -84,8 +84,7 @@ class GLISTER(Strategy):
             epoch=epoch,
         )
         warn_if_mostly_filled(choice, "GLISTER")
-        weights = torch.full((budget,), candidates.n / budget, dtype=torch.float32)
-        return replace(choice, weights=weights)
+        return replace(Choice.even(choice.positions, candidates.n), filled=choice.filled)
 
     def _greedy(self, problem: Problem) -> Choice:
         candidates, budget = problem.candidates(), problem.budget

@@ -21,9 +21,7 @@ class Random(Strategy):
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`; `epoch` has no influence."""
         order = torch.randperm(candidates.n, generator=seeded(seed, 0, Purpose.SELECTION))
-        return Choice(
-            order[:budget], torch.full((budget,), candidates.n / budget, dtype=torch.float32)
-        )
+        return Choice.even(order[:budget], candidates.n)
 
 
 @dataclass(frozen=True)
@@ -41,5 +39,4 @@ class FreshRandom(Strategy):
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`; a pure function of `seed` and `epoch`."""
-        positions = shard(candidates.n, budget, epoch, seed)
-        return Choice(positions, torch.full((budget,), candidates.n / budget, dtype=torch.float32))
+        return Choice.even(shard(candidates.n, budget, epoch, seed), candidates.n)

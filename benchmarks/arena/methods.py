@@ -104,7 +104,7 @@ class RandomSizes(Strategy):
         # What rounding to whole batches leaves over is trained on in epochs of the last size.
         size = max(round(gamma ** min(epoch, self.epochs) * candidates.n), min(256, candidates.n))
         positions = _shuffled(candidates.n, seed, epoch)[:size]
-        return Choice(positions, torch.full((size,), candidates.n / size))
+        return Choice.even(positions, candidates.n)
 
 
 def _shuffled(n: int, seed: int, epoch: int) -> torch.Tensor:
