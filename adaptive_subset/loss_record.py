@@ -39,10 +39,14 @@ class Calls:
         self.is_held = False  # by one
         self.are_due = False  # an epoch is over
 
-    def warn_if_missing(self, weights: Tensor) -> None:
-        """Say so where training went on without any, and `weights` that are not all one."""
-        missing = self.is_held and self.are_due and not self.number
-        if missing and bool(((weights - 1).abs() > 1e-3).any()):
+    @property
+    def are_missing(self) -> bool:
+        """Whether training went through an epoch without any."""
+        return self.is_held and self.are_due and not self.number
+
+    def warn(self, weights: Tensor) -> None:
+        """Say so, unless all `weights` are one."""
+        if bool(((weights - 1).abs() > 1e-3).any()):
             warnings.warn(
                 "the WeightedLoss of the selector was not called in a whole epoch, so training "
                 "follows another gradient than the one that was selected. Train on what it "

@@ -169,8 +169,9 @@ class AdaptiveSubsetSampler(Sampler[int]):
         """
         agree(Ranks.of_run(), lambda: self._question(epoch))
         self._clock.ask(epoch)
-        if self.weighting == "loss" and self.selection is not None:
-            self.selector.calls.warn_if_missing(self.selection.loss_weights)
+        calls, selection = self.selector.calls, self.selection
+        if self.weighting == "loss" and calls.are_missing and selection is not None:
+            calls.warn(selection.loss_weights)
         if not self._schedule.is_due(self.epoch, self.selection):
             self.selector.exchange_losses()
             return None

@@ -117,9 +117,8 @@ def read_shares(
         batches = -(-size // source.batch_size)
         ends = [-(-batches * (rank + 1) // ranks.size) for rank in range(ranks.size)]
         places = [0, *(min(size, end * source.batch_size) for end in ends)]
-        edges = torch.tensor(places, device="cpu")
         some = torch.arange(size, device="cpu") if indices is None else indices
-        indices = some[int(edges[ranks.rank]) : int(edges[ranks.rank + 1])]
+        indices = some[places[ranks.rank] : places[ranks.rank + 1]]
         size = len(indices)
     reads = ranks.rank == 0 or (indices is not None and len(indices) > 0)
     found: list[PoolGradients] = []
