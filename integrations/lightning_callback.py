@@ -101,6 +101,12 @@ class SubsetCallback(pl.Callback):
         if self._subset is None:
             self._build(trainer, module, loader)
         subset: Any = self._subset
+        if loader.dataset is not subset.sampler.selector.dataset:
+            raise ValueError(
+                "`train_dataloader` must return loaders over one dataset, got another "
+                f"{type(loader.dataset).__name__} than at first, of which no sample was chosen. "
+                "Build the dataset once, in __init__ or setup()."
+            )
         model = module if self._model is None else getattr(module, self._model)
 
         def start() -> int:

@@ -131,6 +131,26 @@ def test_lightning_refuses(task: Any, options: Any, trainer: Any, message: str) 
         fit(task(), SubsetCallback(**{**SUBSET, **options}), **trainer)
 
 
+def test_lightning_refuses_loaders_over_new_data() -> None:
+    class Anew(Task):
+        def train_dataloader(self) -> Any:
+            return DataLoader(Pairs(), batch_size=BATCH, shuffle=True)
+
+    trainer = pl.Trainer(
+        max_epochs=2,
+        callbacks=[SubsetCallback(**SUBSET)],
+        reload_dataloaders_every_n_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        accelerator="cpu",
+    )
+    with pytest.raises(
+        ValueError, match=r"`train_dataloader` must return .* one dataset, got anoth"
+    ):
+        trainer.fit(Anew())
+
+
 def test_lightning_refuses_an_option_at_once() -> None:
     with pytest.raises(TypeError, match=r"got \['evry'\]"):
         SubsetCallback(GradMatch(), fraction=0.1, evry=3)

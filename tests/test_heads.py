@@ -342,6 +342,24 @@ def test_a_container_that_does_not_end_in_a_linear_layer_is_refused() -> None:
         gradients_of(nn.Sequential(nn.Linear(6, 6), end).double(), "1")
 
 
+class Tied(nn.Module):
+    """Two layers, one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 4), nn.Linear(6, 4)
+        self.two.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) + self.two(-x)
+
+
+def test_heads_that_share_a_weight_are_refused() -> None:
+    for head in (["one", "two"], ""):
+        with pytest.raises(ValueError, match=r"of their own, got \['one', 'two'\].*sum of theirs"):
+            gradients_of(Tied().double(), head)
+
+
 def test_a_head_must_be_a_module_or_a_name() -> None:
     with pytest.raises(TypeError, match=r"`head` must be a module, its name.*got int.*'0', '2'"):
         gradients_of(models.mlp().double(), [2])  # type: ignore[list-item]

@@ -568,6 +568,24 @@ def test_training_by_another_loss_than_the_weighted_one_is_told(
         sampler.maybe_reselect(net, 1)  # without weights nothing is lost
 
 
+def test_a_loader_that_would_drop_its_only_batch_is_refused() -> None:
+    sampler = make()
+    size = len(sampler)
+
+    def loader(batch_size: int, drop_last: bool = True) -> DataLoader[Any]:
+        return DataLoader(sampler.selector.dataset, batch_size=batch_size, drop_last=drop_last)
+
+    message = rf"`loader` must have batches.*batch_size={size + 1} and drop_last=True.* {size} samp"
+    with pytest.raises(ValueError, match=message):
+        sampler.attach(loader(size + 1))
+    for whole in (loader(size), loader(size + 1, drop_last=False)):
+        assert len(sampler.attach(whole)) == 1
+    found = make(
+        GradMatch(), fraction=None, tolerance=0.5
+    )  # whose first selection will tell its length
+    found.attach(DataLoader(found.selector.dataset, batch_size=N, drop_last=True))
+
+
 class EveryOther(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         return iter(range(0, N, 2))

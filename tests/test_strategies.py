@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adaptive_subset.gradients import FactoredGradients, Gradients, mini_batches
+from adaptive_subset.gradients import DenseGradients, FactoredGradients, Gradients, mini_batches
 from adaptive_subset.gradients.look_ahead import LastLayer
 from adaptive_subset.strategies import (
     CRAIG,
@@ -192,6 +192,29 @@ def test_zero_gradients_fill_up_at_random_with_a_warning(name: str) -> None:
         choice = EVERY[name].select(replace(given, gradients=zero), 12, seed=0, epoch=0)
     assert choice.filled == 12
     assert (choice.weights == choice.weights[0]).all()
+
+
+@pytest.mark.parametrize("name", ["per-class", "global", "per batch"])
+@pytest.mark.parametrize("validated", [False, True])
+def test_gradients_that_cancel_up_to_rounding_are_not_matched(name: str, validated: bool) -> None:
+    # As at the optimum of a last layer: what the sum leaves is rounding, which no weights match.
+    n, labels = 480, torch.arange(480) % 3
+    matrix = torch.randn(n, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for label in range(3):
+        matrix[labels == label] -= matrix[labels == label].mean(0)
+    given = Candidates(n, DenseGradients(matrix.float()), labels)
+    assert given.atoms.sum().norm() > 0
+    if validated:
+        moved = DenseGradients(matrix.float() + 1)
+        given = Candidates(n, moved, labels, Validation(given.atoms, labels, 1.0))
+    strategy = EVERY[name]
+    with pytest.warns(UserWarning, match=r"filled up with (48|12) random ones"):
+        choice = strategy.select(given, 48, seed=0, epoch=0)
+    assert (choice.weights == choice.weights[0]).all()
+    assert given.relative_error(choice) is None
+    # A gradient that is small beside them, and no rounding, is matched.
+    small = replace(given, gradients=DenseGradients((matrix + 1e-4).float()), validation=None)
+    assert error(small, strategy.select(small, 240, seed=0, epoch=0)) < 0.5
 
 
 @pytest.mark.parametrize("name", GRADIENTS)

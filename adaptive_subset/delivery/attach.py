@@ -56,6 +56,13 @@ def attached(
             "loader torch.utils.data.Subset(dataset, indices) for a part of the data, and to draw "
             "as many of each class use Balanced() with Selector(..., groups=labels)."
         )
+    if batches.drop_last and 0 < _length(sampler) < batches.batch_size:
+        raise ValueError(
+            "`loader` must have batches of no more than the subset where it leaves out the last "
+            f"one, got batch_size={batches.batch_size} and drop_last=True for epochs of "
+            f"{_length(sampler)} samples, which leaves nothing to train on. Build it with "
+            "drop_last=False or a smaller batch_size."
+        )
     if not _is_whole(batches.sampler, len(dataset)):
         warnings.warn(
             f"`loader` has a sampler of its own, {type(batches.sampler).__name__}, whose order and "
@@ -72,6 +79,14 @@ def attached(
         _iterator=None,
     )
     return new
+
+
+def _length(sampler: Any) -> int:
+    """The samples of an epoch, 0 where the first selection will tell."""
+    try:
+        return len(sampler)
+    except TypeError:
+        return 0
 
 
 def _is_whole(sampler: Any, n: int) -> bool:

@@ -202,7 +202,8 @@ class AdaptiveSubsetSampler(Sampler[int]):
 
         Raises:
             TypeError: no DataLoader.
-            ValueError: it reads other data, or chooses of them, or its batches cannot be steered.
+            ValueError: it reads other data, or chooses of them, its batches cannot be steered, or
+                it would drop the one batch that it has.
         """
         return attached(loader, self, self.dataset)
 

@@ -33,8 +33,8 @@ def find_heads(
 
     Raises:
         ValueError: none or more than one found, trained and frozen layers that are added up, an
-            adapter that is not of linear layers alone, or a layer that is no linear map (see
-            `check_linear`). The message lists the candidates.
+            adapter that is not of linear layers alone, a layer that is no linear map (see
+            `check_linear`), or several that share a parameter. The message lists the candidates.
     """
     trace = _Trace(model, forward)
     if head is None and callable(classifier := getattr(model, "get_classifier", None)):
@@ -47,6 +47,13 @@ def find_heads(
     heads = {trace.names[layer]: layer for layer in found}
     for name, layer in heads.items():
         check_linear(name, layer, trace.inputs[layer])
+    own = [parameter for layer in heads.values() for parameter in layer.parameters()]
+    if len(set(own)) < len(own):
+        raise ValueError(
+            f"`head` must be layers with parameters of their own, got {list(heads)}, of which some "
+            "share one: its gradient is the sum of theirs. Name one of them to match by that "
+            "alone, or take a strategy that needs no gradients."
+        )
     return heads
 
 

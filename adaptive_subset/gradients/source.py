@@ -85,10 +85,11 @@ class GradientSource:
             model ends in one linear layer.
         target: key or index of the target in an item, where that is not the second of a pair or
             a field with a usual name; −1 for the last. Dataset, pool and batches have it there.
-        batch_size, num_workers: of the pass over the pool; a larger batch is faster and takes
-            more memory, the result does not depend on it. On a GPU, one that does not fit is run
-            in halves. With workers only these read a dataset: where training has some too, which
-            are forked later, they share no file that a dataset opens when it is first read.
+        batch_size, num_workers: of the pass over a dataset; batches of a loader are taken as they
+            come. A larger batch is faster and takes more memory, the result does not depend on it.
+            On a GPU, one that does not fit is run in halves. With workers only these read a
+            dataset: where training has some too, which are forked later, they share no file that a
+            dataset opens when it is first read.
         collate_fn: makes a batch of a list of samples of a dataset, as that of a DataLoader does:
             the one of training, where samples are padded, or fields left out. It must treat each
             sample the same in any batch, and mix none. By default torch's own.

@@ -87,10 +87,14 @@ class Candidates:
 
     @cached_property
     def target(self) -> Tensor:
-        """b, the gradient to match, of shape (d,): ``Σ gᵢ``, or ``n/m · Σ`` over validation."""
+        """b, the gradient to match, of shape (d,): ``Σ gᵢ``, or ``n/m · Σ`` over validation.
+
+        Zero where the gradients cancel up to rounding: there is nothing to match.
+        """
         if self.validation is None:
-            return self.atoms.sum()
-        return self.validation.gradients.sum() * self.validation.scale
+            return beyond_rounding(self.atoms.sum(), self.atoms.squared_norms())
+        given = self.validation.gradients
+        return beyond_rounding(given.sum(), given.squared_norms()) * self.validation.scale
 
     def target_after(self, step: Tensor) -> Tensor:
         """b after the last layer moved by −`step` (d,).
@@ -232,6 +236,15 @@ class Choice:
         """`positions` (k,) of n candidates, each with the weight n/k."""
         k = len(positions)
         return cls(positions, torch.full((k,), n / k, dtype=torch.float32, device="cpu"))
+
+
+def beyond_rounding(total: Tensor, squared_norms: Tensor) -> Tensor:
+    """The sum of gradients (d,), or zeros where it is no longer than what rounding makes of it.
+
+    Each gᵢ is known to about ε‖gᵢ‖, and their errors are of all directions.
+    """
+    noise = 8 * torch.finfo(total.dtype).eps * squared_norms.sum().sqrt()
+    return torch.where(total.norm() <= noise, 0.0, total)
 
 
 def errors_of(matched: Tensor, target: Tensor, factors: tuple[float, ...]) -> list[float | None]:

@@ -13,7 +13,14 @@ from torch import Tensor
 from adaptive_subset.gradients import BatchGradients, DenseGradients, Gradients
 from adaptive_subset.gradients.share import Share
 from adaptive_subset.precision import full_precision
-from adaptive_subset.strategies.candidates import Candidates, Choice, Opened, Validation, errors_of
+from adaptive_subset.strategies.candidates import (
+    Candidates,
+    Choice,
+    Opened,
+    Validation,
+    beyond_rounding,
+    errors_of,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +54,9 @@ class SpreadCandidates(Candidates):
     def target(self) -> Tensor:
         """See `Candidates.target`."""
         validation = self.validation_share
-        return self.share.sum() if validation is None else validation.sum() * self.scale
+        if validation is None:
+            return beyond_rounding(self.share.sum(), self.share.squared_norms())
+        return beyond_rounding(validation.sum(), validation.squared_norms()) * self.scale
 
     def relative_errors(self, choice: Choice, *factors: float) -> list[float | None]:
         """See `Candidates.relative_errors`; the figures of rank 0."""
