@@ -108,6 +108,13 @@ def check_rest(name: str, value: float) -> None:
         raise ValueError(f"`{name}` must be in [0, 1), got {value}.")
 
 
+def check_word(name: str, value: Any, known: tuple[str, ...]) -> None:
+    """Raise a ValueError where `value` is none of the words that are `known`."""
+    if value not in known:
+        choices = " or ".join(f'"{word}"' for word in known)
+        raise ValueError(f"`{name}` must be {choices}, got {value!r}.")
+
+
 def loss(criterion: T) -> T:
     """`criterion` if it can be called as a loss.
 

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from adaptive_subset.calls import Calls
 from adaptive_subset.candidate_pool import CandidatePool, size_of, source_of
-from adaptive_subset.checks import check_configuration, check_state, loss, natural
+from adaptive_subset.checks import check_configuration, check_state, check_word, loss, natural
 from adaptive_subset.distributed import Ranks
 from adaptive_subset.gradients.per_sample import Criterion
 from adaptive_subset.gradients.source import GradientSource, Reading
-from adaptive_subset.loss_record import Calls, LossRecord
+from adaptive_subset.loss_record import LossRecord
 from adaptive_subset.outcome import as_selection
 from adaptive_subset.selection import Selection
 from adaptive_subset.sizing import sizing
@@ -48,12 +49,10 @@ class Selector:
             of the three.
         size_varies: with a `tolerance`, let each selection find its own size, so that epochs differ
             in length: for loops and schedules that count steps, not epochs.
-        criterion: the loss whose gradients are matched; by default the one in the `WeightedLoss`
-            that holds this selector.
+        criterion: the loss whose gradients are matched; by default that in its `WeightedLoss`.
         pool: what gradients are computed on, sample by sample the same as `dataset`: a twin
-            without random augmentation, or any iterable of batches in the order of the dataset
-            (a DataLoader, timm's loader; see `GradientSource`). By default `dataset` itself, with a
-            warning if it is augmented at random.
+            without random augmentation, or any iterable of batches in its order (a DataLoader,
+            timm's loader; see `GradientSource`). By default `dataset`, with a warning if augmented.
         pool_fraction: share of the pool that a selection looks at, drawn afresh at each one. The
             pass costs that much less, or can come that much more often.
         validation: a dataset or iterable of batches whose gradient is matched instead of that of
@@ -98,8 +97,7 @@ class Selector:
         **reading: Unpack[Reading],
     ) -> None:
         n, strategy = size_of(dataset), instance_of(strategy)
-        if weights not in ("mean-one", "matched"):
-            raise ValueError(f'`weights` must be "mean-one" or "matched", got {weights!r}.')
+        check_word("weights", weights, ("mean-one", "matched"))
         source = source_of(dataset, pool, source, reading)
         self.dataset: Dataset[Any] = dataset  # type: ignore[assignment]  # as it will be read
         self.strategy: Strategy = strategy
@@ -127,6 +125,9 @@ class Selector:
     def __len__(self) -> int:
         """n, the samples to choose from."""
         return len(self.dataset)  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        return f"Selector({self.sizing}, {self.strategy!r})"
 
     @property
     def size(self) -> int | None:
@@ -284,8 +285,7 @@ class Selector:
 
     def depends_on(self, saved: Selection | None, *, is_due: bool) -> bool:
         """Whether the next selection depends on a state (losses, the size found) with `saved`."""
-        finds_size = self.sizing.budget is None and not self.sizing.varies
-        return self.losses is not None or (is_due and finds_size and saved is not None)
+        return self.losses is not None or (is_due and self.sizing.is_found and saved is not None)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken; a state that does not fit changes nothing.

@@ -27,6 +27,16 @@ class Sizing:
     tolerance: float | None
     varies: bool
 
+    @property
+    def is_found(self) -> bool:
+        """Whether the first selection finds the size of all."""
+        return self.budget is None and not self.varies
+
+    def __str__(self) -> str:
+        size = "some" if self.budget is None else self.budget
+        error = "" if self.tolerance is None else f" with a tolerance of {self.tolerance:g}"
+        return f"{size} of {self.n} samples{error}"
+
     def at(self, epoch: int, current: int | None = None) -> int | None:
         """k for `epoch`, None where only the selection will tell; `current` is that of the last."""
         if self.budget is not None:
@@ -112,7 +122,7 @@ def in_whole_batches(budget: int, strategy: Strategy) -> int:
     Raises:
         ValueError: it is less than one of them.
     """
-    size = strategy.batch_size or 1
+    size = strategy.unit
     if budget < size:
         raise ValueError(
             f"`budget` must hold at least one mini-batch of {size}, got {budget}. Choose a larger "

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adaptive_subset"
 # From the bottom up; what stands beside each other does not import one another across folders.
 LAYERS = (
-    ("checks", "default_device", "distributed", "energy"),
+    ("calls", "checks", "default_device", "distributed", "energy"),
     ("randomness", "precision", "items", "selection", "loss_record"),
     ("gradients",),
     ("strategies",),

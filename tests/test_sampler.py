@@ -739,3 +739,39 @@ def test_indices_are_gone_before_the_garbage_collector_looks_for_them() -> None:
     finally:
         gc.callbacks.pop()
     assert phases.count("start") < 10
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "arguments", "selector", "rest"),
+    [
+        (
+            OrderDP(),
+            {"budget": 6},
+            {},
+            "6 of 30 samples, OrderDP(share=0.6, trim=0.0)",
+            ", every=1",
+        ),
+        (InfoBatch(), {}, {"every": 2}, f"some of 30 samples, {InfoBatch()!r}", ", every=2"),
+        (
+            GradMatchPB(batch_size=5),
+            {"fraction": 0.2},
+            {"epochs": 8, "warm_start": 0.5, "num_replicas": 1, "rank": 0},
+            f"5 of 30 samples, {GradMatchPB(batch_size=5)!r}",
+            ", every=20, 4 of a warm start, rank 0 of 1",
+        ),
+        (
+            GradMatch(),
+            {"tolerance": 0.05},
+            {},
+            f"some of 30 samples with a tolerance of 0.05, {GradMatch()!r}",
+            ", every=20",
+        ),
+    ],
+)
+def test_it_is_written_as_what_it_is(
+    strategy: Any, options: Any, arguments: Any, selector: str, rest: str
+) -> None:
+    data = TensorDataset(torch.randn(30, 2), torch.arange(30) % 3)
+    sampler = AdaptiveSubsetSampler(Selector(data, strategy, **options), **arguments)
+    assert repr(sampler.selector) == f"Selector({selector})"
+    assert repr(sampler) == f"AdaptiveSubsetSampler(Selector({selector}){rest})"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive_subset.checks import check_state
+from adaptive_subset.checks import check_state, check_word
 from adaptive_subset.default_device import on_cpu
 from adaptive_subset.randomness import Purpose, resample, seeded
 from adaptive_subset.strategies import Strategy
@@ -76,8 +76,7 @@ def in_order(
 
 def check_weighting(weighting: str, strategy: Strategy) -> None:
     """Raise a ValueError for what is no weighting, or none that `strategy` can go with."""
-    if weighting not in ("loss", "resample"):
-        raise ValueError(f'`weighting` must be "loss" or "resample", got {weighting!r}.')
+    check_word("weighting", weighting, ("loss", "resample"))
     if weighting == "resample" and strategy.needs_losses:
         raise ValueError(
             '`weighting` must be "loss" for a strategy that goes by the losses of training, got '

@@ -76,5 +76,5 @@ class Lengths:
         return self.selector.size_at(self.schedule.selected_at(epoch))
 
     def _share(self, size: int) -> int:
-        unit = self.selector.strategy.batch_size or 1
+        unit = self.selector.strategy.unit
         return size // unit // self.sharding.shares()[0] * unit

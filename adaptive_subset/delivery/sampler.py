@@ -84,11 +84,15 @@ class AdaptiveSubsetSampler(Sampler[int]):
         self.seed = natural("seed", seed)
         self._schedule = Schedule.of(every, epochs, warm_start)
         self._sharding = Sharding.of(num_replicas, rank)
-        self._unit = strategy.batch_size or 1
         self._clock = Clock()
         self._history = History(len(self.dataset))
         self._lengths = Lengths(selector, self._schedule, self._sharding)
         selector.drive()
+
+    def __repr__(self) -> str:
+        shares = f", rank {self.rank} of {self.num_replicas}" if self._sharding.said else ""
+        warm = f", {self.warm_epochs} of a warm start" if self.warm_epochs else ""
+        return f"AdaptiveSubsetSampler({self.selector!r}, every={self.every}{warm}{shares})"
 
     @property
     def epoch(self) -> int:
@@ -226,20 +230,15 @@ class AdaptiveSubsetSampler(Sampler[int]):
         if self.epoch < self.warm_epochs:
             size = self.selector.size
             assert size is not None  # a warm start needs one
-            indices = shard(len(self.dataset), size, self.epoch, self.seed).view(-1, self._unit)
+            indices = shard(len(self.dataset), size, self.epoch, self.seed)
             weights = torch.ones_like(indices, dtype=torch.float32)
         else:
-            selection = self.selection
-            if selection is None or self._schedule.is_due(self.epoch, selection):
-                raise RuntimeError(
-                    f"epoch {self.epoch} is due for a selection and has none. Call "
-                    "`sampler.maybe_reselect(model, epoch)` before iterating over the loader."
-                )
-            indices = selection.indices.view(-1, self._unit)
-            weights = selection.loss_weights.view(-1, self._unit)
+            selection = self._schedule.current(self.epoch, self.selection)
+            indices, weights = selection.indices, selection.loss_weights
+        unit = self.selector.strategy.unit
         return in_order(
-            indices,
-            weights,
+            indices.view(-1, unit),
+            weights.view(-1, unit),
             resampled=self.weighting == "resample",
             seed=self.seed,
             epoch=self.epoch,

@@ -59,6 +59,19 @@ class Schedule:
             return False
         return selection is None or self._period(selection.epoch) != self._period(epoch)
 
+    def current(self, epoch: int, selection: Selection | None) -> Selection:
+        """`selection`, where `epoch` is not due for another one.
+
+        Raises:
+            RuntimeError: it is.
+        """
+        if selection is None or self.is_due(epoch, selection):
+            raise RuntimeError(
+                f"epoch {epoch} is due for a selection and has none. Call "
+                "`sampler.maybe_reselect(model, epoch)` before iterating over the loader."
+            )
+        return selection
+
     def selected_at(self, epoch: int) -> int:
         """The epoch of the selection that is current in `epoch`; in a warm start of the first."""
         return max(0, self._period(epoch)) * self.every + self.warm_epochs

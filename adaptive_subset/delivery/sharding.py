@@ -61,7 +61,7 @@ class Sharding:
 
     def check(self, strategy: Strategy, size: int) -> None:
         """Raise a ValueError where a process gets nothing of an epoch of `size` samples."""
-        shares, unit = self.shares()[0], strategy.batch_size or 1
+        shares, unit = self.shares()[0], strategy.unit
         if size // unit < shares:
             raise ValueError(
                 f"`budget` must give each of {shares} ranks at least {unit} samples, got {size}. "

@@ -11,6 +11,7 @@ from torch._compile import _disable_dynamo
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from adaptive_subset.calls import Calls
 from adaptive_subset.checks import loss as checked_loss
 from adaptive_subset.delivery.rows import Tags
 from adaptive_subset.delivery.tags import WeightedTarget
@@ -18,7 +19,7 @@ from adaptive_subset.gradients.loss_batch import Criterion, LossBatch
 from adaptive_subset.gradients.per_sample import losses_and_divisor, sums_of_rows
 from adaptive_subset.gradients.torch_losses import torch_losses
 from adaptive_subset.gradients.twin import twin
-from adaptive_subset.loss_record import Calls, LossRecord
+from adaptive_subset.loss_record import LossRecord
 from adaptive_subset.selector import Selector
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from adaptive_subset.checks import check_word
 from adaptive_subset.gradients import Gradients
 from adaptive_subset.randomness import Purpose, seeded
 from adaptive_subset.strategies.candidates import Candidates, Choice, Opened
@@ -121,19 +122,13 @@ def by_batch(
 
 def check_scope(scope: str, shares: str, among: tuple[str, ...] = get_args(Scope)) -> None:
     """Raise a ValueError for what is no `Scope`, or not `among` those allowed, or no `Shares`."""
-    _check_word("scope", scope, among)
+    check_word("scope", scope, among)
     check_shares(shares)
 
 
 def check_shares(shares: str) -> None:
     """Raise a ValueError for what is no `Shares`."""
-    _check_word("shares", shares, get_args(Shares))
-
-
-def _check_word(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        choices = " or ".join(f'"{word}"' for word in known)
-        raise ValueError(f"`{name}` must be {choices}, got {value!r}.")
+    check_word("shares", shares, get_args(Shares))
 
 
 def fill(n: int, positions: Tensor, budget: int, generator: torch.Generator) -> Tensor:

@@ -45,7 +45,7 @@ class _Tried(NamedTuple):
 def _smallest(
     strategy: Strategy, candidates: Candidates, tolerance: float, seed: int, epoch: int
 ) -> Choice:
-    unit = strategy.batch_size or 1
+    unit = strategy.unit
     most = candidates.n // unit
     least = math.inf  # the smallest error of all
 

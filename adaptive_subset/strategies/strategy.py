@@ -53,6 +53,11 @@ class Strategy(Described, ABC):
         if self.batch_size is not None:
             natural("batch_size", self.batch_size, 1)
 
+    @property
+    def unit(self) -> int:
+        """How many samples stay together: those of a mini-batch that it chooses, or one."""
+        return self.batch_size or 1
+
     def size_at(self, n: int, budget: int, epoch: int) -> int:
         """How many of n samples it chooses for `epoch`, where the Selector was given `budget`."""
         return budget
