@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive_subset.checks import Described, check_state, digest
+from adaptive_subset.checks import Described, check_state, digest, shown
 from adaptive_subset.default_device import on_cpu
 from adaptive_subset.distributed import Ranks, world
 
@@ -29,30 +28,6 @@ class Memory(Described, ABC):
             kept, last: what was kept and the last loss until then, NaN where there was none.
             losses: of this batch.
         """
-
-
-class Calls:
-    """How often the `WeightedLoss` that holds a selector was called, and whether it should be."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self.is_held = False  # by one
-        self.are_due = False  # an epoch is over
-
-    @property
-    def are_missing(self) -> bool:
-        """Whether training went through an epoch without any."""
-        return self.is_held and self.are_due and not self.number
-
-    def warn(self, weights: Tensor) -> None:
-        """Say so, unless all `weights` are one."""
-        if bool(((weights - 1).abs() > 1e-3).any()):
-            warnings.warn(
-                "the WeightedLoss of the selector was not called in a whole epoch, so training "
-                "follows another gradient than the one that was selected. Train on what it "
-                "returns: a loss that the model computes by itself has no weights.",
-                stacklevel=3,
-            )
 
 
 class LossRecord:
@@ -219,7 +194,13 @@ class LossRecord:
         indices, losses = _once_each(indices[known], losses[known])
         if self._memory is not None and self._kept is not None and len(indices):
             kept = self._memory.update(self._kept[indices], self._values[indices], losses)
-            self._kept[indices] = kept
+            if not isinstance(kept, Tensor) or kept.shape != losses.shape:
+                got = f"shape {tuple(kept.shape)}" if isinstance(kept, Tensor) else shown(kept)
+                raise ValueError(
+                    f"`update` must return one number for each of the {len(losses)} samples of a "
+                    f"batch, got {got} from {self._memory!r}. Return a tensor like its arguments."
+                )
+            self._kept[indices] = kept.to(self._kept)
         self._values[indices] = losses
 
     def __getstate__(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -644,3 +644,134 @@ def test_what_is_kept_follows_the_part_of_the_pool_that_is_looked_at() -> None:
     assert torch.equal(found.kept, found.losses)
     members = found.by_group()[1]
     assert torch.equal(found.of_group(members).kept, found.losses[members])  # type: ignore[arg-type]
+
+
+# ---- parts of one's own
+
+
+class Own(scores.Score, Memory):
+    """A score of which a test says what it gives, and what it keeps."""
+
+    needs_losses = False  # what it keeps needs them all the same
+
+    def __init__(self, of: Any, update: Any = None) -> None:
+        self._of, self._update = of, update
+
+    def of(self, candidates: Candidates) -> Any:
+        return self._of(candidates)
+
+    def update(self, kept: Tensor, last: Tensor, losses: Tensor) -> Any:
+        return losses if self._update is None else self._update(losses)
+
+
+class Planned(sizes.Size):
+    def __init__(self, size: Any) -> None:
+        self.size = size
+
+    def at(self, n: int, budget: int | None, epoch: int) -> Any:
+        return self.size if epoch else budget
+
+
+class Drawn(draws.Draw):
+    def __init__(self, choose: Any, *, itself: bool = False) -> None:
+        self._choose = choose
+        self.sizes_itself = itself  # type: ignore[misc]
+
+    def draw(self, scores: Tensor, budget: int, *, epoch: int, generator: Any) -> Any:
+        return self._choose(len(scores), budget)
+
+
+@pytest.mark.parametrize(
+    ("of", "message"),
+    [
+        (lambda c: torch.ones(c.n - 1), r"one number for each of the 60 candidates, got shape"),
+        (lambda c: torch.ones(c.n, 1), r"got shape \(60, 1\) from Own\(\)\. NaN stands for"),
+        (lambda c: None, r"got None from Own"),
+        (lambda c: torch.zeros(c.n).log(), r"infinity from Own\(\)\. Bound it"),
+    ],
+)
+@pytest.mark.parametrize("draw", [draws.Proportional(), draws.BelowMeanDropped()])
+def test_a_score_of_other_numbers_raises(of: Any, message: str, draw: draws.Draw) -> None:
+    with pytest.raises(ValueError, match=f"`score` must .*{message}"):
+        chosen(PerEpoch(Own(of), draw), losses(), 0, N if draw.sizes_itself else BUDGET)
+
+
+@pytest.mark.parametrize("draw", [draws.Proportional(), draws.LargestOfPool(), draws.Window()])
+def test_a_score_may_be_of_any_number(draw: draws.Draw) -> None:
+    budget = N if draw.sizes_itself else BUDGET
+    wanted = chosen(PerEpoch(Own(lambda c: torch.arange(float(c.n))), draw), losses(), 1, budget)
+    for values in (torch.arange(N), torch.arange(float(N), requires_grad=True) * 1):
+        found = chosen(PerEpoch(Own(lambda c, v=values: v), draw), losses(), 1, budget)
+        assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("size", "error", "message"),
+    [
+        (7.5, TypeError, "`size` must be a whole number, got 7.5"),
+        (-1, ValueError, r"`size` must plan at least 1 and at most 60 .*, got -1 for epoch 1 from"),
+        (N + 1, ValueError, "got 61 for epoch 1 from Planned"),
+    ],
+)
+@pytest.mark.parametrize("draw", [draws.Proportional(), draws.BelowMeanDropped()])
+def test_a_schedule_that_plans_no_size_raises(
+    size: Any, error: type[Exception], message: str, draw: draws.Draw
+) -> None:
+    strategy = PerEpoch(scores.Equal(), draw, Planned(size))
+    selector = Selector(DATA, strategy, budget=None if draw.sizes_itself else BUDGET)
+    selector.select(nn.Linear(1, 1), 0)
+    with pytest.raises(error, match=message):
+        selector.select(nn.Linear(1, 1), 1)
+
+
+@pytest.mark.parametrize("groups", [None, torch.arange(N) % 2])
+@pytest.mark.parametrize(
+    ("choose", "error", "message"),
+    [
+        (lambda n, k: [*range(k)], TypeError, "`strategy` must return a Choice, got a list"),
+        (
+            lambda n, k: Choice(*cast("Any", ([*range(k)], [1.0] * k))),
+            TypeError,
+            "must choose by tensors",
+        ),
+        (lambda n, k: Choice.even(torch.arange(k) + n, n), ValueError, "got positions from"),
+        (lambda n, k: Choice.even(torch.arange(k - 1), n), ValueError, r"got positions \("),
+    ],
+)
+def test_a_draw_of_something_else_raises(
+    choose: Any, error: type[Exception], message: str, groups: Tensor | None
+) -> None:
+    candidates = Candidates(N, losses=losses(), groups=groups)
+    with pytest.raises(error, match=message):
+        PerEpoch(draw=Drawn(choose)).choose(candidates, BUDGET, seed=0, epoch=0)
+
+
+def test_a_draw_that_sizes_itself_to_nothing_raises() -> None:
+    nothing = Drawn(lambda n, k: Choice.even(torch.arange(0), n), itself=True)
+    with pytest.raises(ValueError, match=r"must choose some of 60 samples.*got positions \(0,\)"):
+        chosen(PerEpoch(draw=nothing), losses(), 0)
+
+
+def test_what_keeps_something_of_losses_needs_them() -> None:
+    assert PerEpoch(Own(lambda c: c.kept)).needs_losses
+
+    class Keeping(FreshRandom):
+        keeps = scores.MovingAverage()
+
+    with pytest.raises(ValueError, match=r"`strategy` must say needs_losses = True where it keeps"):
+        Selector(DATA, Keeping(), budget=BUDGET)
+
+
+@pytest.mark.parametrize("kept", [None, torch.ones(1), torch.ones(2, 1)])
+def test_a_memory_of_other_numbers_raises(kept: Any) -> None:
+    record = LossRecord(N, Own(None, lambda losses: kept))
+    record.note(torch.tensor([3, 4]), torch.ones(2))
+    with pytest.raises(ValueError, match="`update` must return one number for each of the 2"):
+        _ = record.kept
+
+
+def test_a_memory_may_be_of_any_number() -> None:
+    record = LossRecord(N, Own(None, lambda losses: losses.double().round().long()))
+    record.note(torch.tensor([3, 4]), torch.tensor([1.2, 2.0]))
+    assert record.kept is not None
+    assert record.kept[3:5].tolist() == [1, 2]

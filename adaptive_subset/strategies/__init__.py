@@ -58,6 +58,7 @@ def instance_of(strategy: Strategy | str) -> Strategy:
 
     Raises:
         TypeError: neither.
+        ValueError: it keeps something of losses that it does not ask for.
     """
     if isinstance(strategy, str) and strategy in STRATEGIES:
         return STRATEGIES[strategy]()
@@ -65,6 +66,11 @@ def instance_of(strategy: Strategy | str) -> Strategy:
         raise TypeError(
             f"`strategy` must be one of {', '.join(STRATEGIES)}, or an instance of a Strategy "
             f"such as GradMatch(), got {strategy!r}.{_meant(strategy)}"
+        )
+    if strategy.keeps is not None and not strategy.needs_losses:
+        raise ValueError(
+            "`strategy` must say needs_losses = True where it keeps something of the losses of "
+            f"training, got {strategy!r} that keeps {strategy.keeps!r}."
         )
     return strategy
 

@@ -235,7 +235,8 @@ class Choice:
     def even(cls, positions: Tensor, n: int) -> Choice:
         """`positions` (k,) of n candidates, each with the weight n/k."""
         k = len(positions)
-        return cls(positions, torch.full((k,), n / k, dtype=torch.float32, device="cpu"))
+        weights = torch.full((k,), n / max(1, k), dtype=torch.float32, device="cpu")
+        return cls(positions, weights)
 
 
 def beyond_rounding(total: Tensor, squared_norms: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ from abc import abstractmethod
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
+from adaptive_subset.checks import shown, whole
 from adaptive_subset.loss_record import Memory
 from adaptive_subset.randomness import Purpose, seeded
 from adaptive_subset.strategies.candidates import Candidates, Choice
@@ -41,7 +43,8 @@ class Combination(Strategy):
 
     @property
     def needs_losses(self) -> bool:  # type: ignore[override]
-        return self.parts().score.needs_losses
+        score = self.parts().score
+        return score.needs_losses or isinstance(score, Memory)
 
     @property
     def keeps(self) -> Memory | None:  # type: ignore[override]
@@ -61,26 +64,30 @@ class Combination(Strategy):
         return self.parts().size.varies
 
     def size_at(self, n: int, budget: int, epoch: int) -> int:
-        """See `Strategy.size_at`."""
-        size = self.parts().size.at(n, budget, epoch)
-        assert size is not None  # only without a budget
-        return size
+        """See `Strategy.size_at`.
+
+        Raises:
+            TypeError, ValueError: the schedule plans no number of samples.
+        """
+        size = self.parts().size
+        return _checked_size(size, size.at(n, budget, epoch), n, epoch)
 
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
         """See `Strategy.select`.
 
         Raises:
+            TypeError, ValueError: a part gives something else than its class promises.
             ValueError: a loss or a score is infinite.
         """
         parts, n = self.parts(), candidates.n
-        scores = parts.score.of(candidates)
         # Of infinite losses some scores are finite, and some NaN, which stands for unknown ones.
-        told = candidates.losses if parts.score.needs_losses else None
-        if any(bool(each.isinf().any()) for each in (scores, told) if each is not None):
+        told = (candidates.losses, candidates.kept) if self.needs_losses else ()
+        if any(bool(each.isinf().any()) for each in told if each is not None):
             raise ValueError("`losses` must be finite, got infinity: training has diverged.")
+        scores = _checked_scores(parts.score, parts.score.of(candidates), n)
         generator = seeded(seed, epoch, Purpose.SELECTION)
         if parts.draw.sizes_itself and (size := parts.size.at(n, None, epoch)) is not None:
-            return uniform(n, size, generator)
+            return uniform(n, _checked_size(parts.size, size, n, epoch), generator)
         if candidates.groups is None:
             return parts.draw.draw(scores, budget, epoch=epoch, generator=generator)
         groups = candidates.by_group()
@@ -93,6 +100,7 @@ class Combination(Strategy):
         for members, size in zip(groups, budgets, strict=True):
             if size:
                 own = parts.draw.draw(scores[members], size, epoch=epoch, generator=generator)
+                own = self.checked(own, len(members), size)
                 counts = 1.0 if whole else (size / len(members)) * (n / budget)
                 positions.append(members[own.positions])
                 weights.append(own.weights * counts)
@@ -152,3 +160,30 @@ class PerEpoch(Combination):
     def parts(self) -> PerEpoch:
         """Itself."""
         return self
+
+
+def _checked_scores(score: Score, scores: Tensor, n: int) -> Tensor:
+    """(n,) floating point on the CPU; others than one a candidate would be those of others."""
+    if not isinstance(scores, Tensor) or scores.shape != (n,):
+        got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else shown(scores)
+        raise ValueError(
+            f"`score` must give a tensor of one number for each of the {n} candidates, got {got} "
+            f"from {score!r}. NaN stands for one of which nothing is known."
+        )
+    scores = scores.detach().to("cpu", torch.promote_types(scores.dtype, torch.float32))
+    if bool(scores.isinf().any()):
+        raise ValueError(
+            f"`score` must be finite, or NaN for what is not known, got infinity from {score!r}. "
+            "Bound it, as the logarithm of a loss that may be zero."
+        )
+    return scores
+
+
+def _checked_size(size: Size, planned: int | None, n: int, epoch: int) -> int:
+    """`planned`, if so many of n samples can be chosen."""
+    if not 1 <= (k := whole("size", planned)) <= n:
+        raise ValueError(
+            f"`size` must plan at least 1 and at most {n} samples, which there are, got {k} for "
+            f"epoch {epoch} from {size!r}."
+        )
+    return k

@@ -90,8 +90,7 @@ class Strategy(Described, ABC):
         """`select`, with its choice checked.
 
         Raises:
-            TypeError: `select` returned no `Choice` of tensors.
-            ValueError: the choice is not what `select` promises, or groups are missing.
+            TypeError, ValueError: the choice is not what `select` promises, or groups are missing.
         """
         self.check_groups(given=candidates.groups is not None)
 
@@ -101,9 +100,18 @@ class Strategy(Described, ABC):
         with full_precision(candidates.device):
             whole = {0: lambda: candidates}
             (choice,) = select(whole) if self.spreads else candidates.solved(None, select)
+        return self.checked(choice, candidates.n, budget)
+
+    def checked(self, choice: Choice, n: int, budget: int) -> Choice:
+        """`choice`, if it is what `select` promises of n candidates.
+
+        Raises:
+            TypeError: it is no `Choice` of tensors.
+            ValueError: others, or more or fewer, than it must choose, or weights that are unfit.
+        """
         if not isinstance(choice, Choice):
             raise TypeError(f"`strategy` must return a Choice, got {shown(choice)} from {self!r}.")
-        positions, weights, n = choice.positions, choice.weights, candidates.n
+        positions, weights = choice.positions, choice.weights
         if any(not isinstance(part, torch.Tensor) for part in (positions, weights)):
             raise TypeError(
                 f"`strategy` must choose by tensors, got {shown(positions)} as positions and "
