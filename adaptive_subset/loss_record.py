@@ -55,7 +55,7 @@ class LossRecord:
         self._kept = None if memory is None else self._values.clone()
         self._waiting: list[tuple[Tensor, Tensor]] = []  # batches, as they were noted
         self._noted: list[tuple[Tensor, Tensor]] = []  # those before them, on the CPU
-        self._last: tuple[weakref.ref[Tensor], Tensor] | None = None  # outputs, and whose they are
+        self._last: tuple[weakref.ref[Tensor] | None, Tensor] | None = None  # outputs, and whose
         self._rows = self._mixed = 0  # entered since the last `check`, and those of no one sample
         self._is_due = False
 
@@ -67,7 +67,8 @@ class LossRecord:
 
         What has no index (−1), such as a mixture of several samples, is no sample's own loss and
         is left out. Of a sample that occurs more than once in a batch, as with a row for each of
-        its parts, the mean counts.
+        its parts, the mean counts; and so it does of several losses of the same batch in a row, as
+        those of an auxiliary head are, whose sum is trained on.
 
         Args:
             indices, losses: of a batch.
@@ -76,19 +77,22 @@ class LossRecord:
         Raises:
             RuntimeError: the same outputs were noted for other samples, as those of mixed inputs.
         """
-        if outputs is not None:
-            if self._last is not None and self._last[0]() is outputs:
-                known = self._last[1]
-                if known is not indices and not torch.equal(known, indices):
-                    raise RuntimeError(
-                        "`target` must be that of the samples that the outputs are of, where a "
-                        "strategy goes by their losses, got targets of other samples for the same "
-                        f"outputs: mixed inputs have no loss of one sample. {_INSTEAD}"
-                    )
-            self._last = weakref.ref(outputs), indices
-        self._waiting.append((indices, losses.detach()))
-        if len(self._waiting) == _MOST:
+        before, known = self._last or (None, None)
+        again = known is not None and _are_same(known, indices)
+        shared = outputs is not None and before is not None and before() is outputs
+        if shared and not again and known is not None and not torch.equal(known, indices):
+            raise RuntimeError(
+                "`target` must be that of the samples that the outputs are of, where a strategy "
+                "goes by their losses, got targets of other samples for the same outputs: mixed "
+                f"inputs have no loss of one sample. {_INSTEAD}"
+            )
+        self._last = None if outputs is None else weakref.ref(outputs), indices
+        batch = indices, losses.detach()
+        if again and self._waiting:
+            batch = _joined(self._waiting.pop(), batch)
+        elif len(self._waiting) == _MOST:
             self._fetch()
+        self._waiting.append(batch)
 
     def expect(self) -> None:
         """Say that an epoch is over, in which losses should have been noted."""
@@ -269,6 +273,18 @@ def _unpacked(sizes: Tensor, indices: Tensor, losses: Tensor) -> list[tuple[Tens
     """The batches that were `_packed`."""
     each = sizes.tolist()
     return list(zip(torch.split(indices, each), torch.split(losses, each), strict=True))
+
+
+def _are_same(known: Tensor, indices: Tensor) -> bool:
+    """Whether both are of the same samples, as far as no step waits for a device to tell."""
+    if known is indices or known.device.type != "cpu" or indices.device.type != "cpu":
+        return known is indices
+    return torch.equal(known, indices) and bool((indices >= 0).any())
+
+
+def _joined(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows of two losses of a batch as rows of one; of a head that may be on another device."""
+    return torch.cat([one[0], two[0]]), torch.cat([one[1], two[1].to(one[1].device)])
 
 
 def _once_each(indices: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:

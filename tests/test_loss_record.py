@@ -27,7 +27,7 @@ from adaptive_subset import (
 from adaptive_subset.delivery.retag import retag
 from adaptive_subset.delivery.tags import WeightedTarget
 from adaptive_subset.gradients.dense import DenseGradients
-from adaptive_subset.loss_record import LossRecord
+from adaptive_subset.loss_record import LossRecord, Memory
 from adaptive_subset.strategies import Candidates
 from adaptive_subset.strategies.draws import BelowMeanDropped
 from tests import models
@@ -201,3 +201,74 @@ def test_a_record_can_be_copied_in_the_middle_of_a_step() -> None:
     record.note(torch.tensor([0, 2]), torch.tensor([1.0, 2.0]), output)
     for other in (copy.deepcopy(record), pickle.loads(pickle.dumps(record))):
         torch.testing.assert_close(other.values, record.values, equal_nan=True)
+
+
+class Updates(Memory):
+    """How often something was kept of a sample."""
+
+    def update(self, kept: Tensor, last: Tensor, losses: Tensor) -> Tensor:
+        return kept.nan_to_num(0) + 1
+
+
+def test_of_several_losses_of_a_batch_the_mean_counts_once() -> None:
+    """As those of an auxiliary head, by the same targets or by others that hold the same."""
+    record = LossRecord(5, Updates())
+    batches = ([0, 1], [1.0, 3.0], [2.0, 5.0]), ([1, 4], [6.0, 7.0], [8.0, 7.0])
+    for samples, main, auxiliary in batches:
+        indices = torch.tensor(samples)
+        record.note(indices, torch.tensor(main), torch.zeros(2, 3))
+        record.note(indices, torch.tensor(auxiliary), torch.zeros(2, 3))
+    assert record.values.nan_to_num(-1).tolist() == [1.5, 7, -1, -1, 7]
+    assert record.kept is not None
+    assert record.kept.nan_to_num(-1).tolist() == [1, 2, -1, -1, 1]
+
+    other = LossRecord(5, Updates())
+    for samples, main, auxiliary in batches:
+        for losses in (main, auxiliary):
+            other.note(torch.tensor(samples), torch.tensor(losses), torch.zeros(2, 3))
+    assert torch.equal(other.values.nan_to_num(-1), record.values.nan_to_num(-1))
+
+
+def test_an_auxiliary_head_counts_and_a_batch_of_another_epoch_is_another() -> None:
+    heads: list[nn.Module] = []
+
+    def auxiliary(criterion: WeightedLoss, x: Tensor, y: Tensor, net: nn.Module) -> Tensor:
+        heads[:] = heads or [models.mlp()]
+        alone.update(zip(y.sample_indices.tolist(), _both(net, x, y), strict=True))  # type: ignore[attr-defined]
+        loss: Tensor = criterion(net(x), y) + 0.3 * criterion(heads[0](x), y)
+        return loss
+
+    def _both(net: nn.Module, x: Tensor, y: Any) -> list[float]:
+        with torch.no_grad():
+            main, other = (
+                F.cross_entropy(m(x), y.plain(), reduction="none") for m in (net, *heads)
+            )
+        both: list[float] = ((main + other) / 2).tolist()
+        return both
+
+    alone: dict[int, float] = {}
+    losses = train(auxiliary, epochs=3).losses
+    assert losses is not None
+    values = losses.values
+    torch.testing.assert_close(values[list(alone)], torch.tensor([*alone.values()]))
+    record = LossRecord(3, Updates())
+    for _ in range(2):  # of one epoch and the next, between which somebody reads
+        record.note(torch.tensor([0, 2]), torch.ones(2), torch.zeros(2, 3))
+        kept = record.kept
+    assert kept is not None
+    assert kept.nan_to_num(-1).tolist() == [2, -1, 2]
+
+
+def test_mixtures_of_one_batch_after_the_other_stay_apart() -> None:
+    record = LossRecord(3)
+    for _ in range(3):
+        record.note(torch.tensor([-1, -1]), torch.ones(2), torch.zeros(2, 3))
+    assert len(record._waiting) == 3
+
+
+def test_rows_one_by_one_may_follow_a_batch_whose_outputs_are_gone() -> None:
+    record = LossRecord(3)
+    record.note(torch.tensor([0, 1]), torch.ones(2), torch.zeros(2, 3))
+    for i in range(3):
+        record.note(torch.tensor([i]), torch.full((1,), 1.0 + i))
+    assert record.values.tolist() == [1, 2, 3]
