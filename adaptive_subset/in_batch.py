@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from adaptive_subset.candidate_pool import groups_of
 from adaptive_subset.checks import natural, whole
 from adaptive_subset.gradients.head import Head
+from adaptive_subset.gradients.model_io import arguments_and_targets
 from adaptive_subset.gradients.per_sample import Criterion
 from adaptive_subset.gradients.source import GradientSource
 from adaptive_subset.outcome import as_selection
@@ -40,7 +41,8 @@ def select_in_batch(
     """Which samples of a large batch to train on, by one forward pass over it.
 
     For training on a stream, or where a selection must be as fresh as the step: the forward pass
-    costs about a third of a step on the whole batch. Everything is left as it was found.
+    costs about a third of a step on the whole batch. A strategy that needs neither gradients nor
+    losses makes none, one that needs both makes two. Everything is left as it was found.
 
     Args:
         model: what the samples are judged by: the one that is trained, or a small proxy for it.
@@ -79,19 +81,21 @@ def select_in_batch(
         )
     start = time.perf_counter()
     source = GradientSource(SeededLoader([batch], None), head=head, target=target, name="batch")
-    if strategy.needs_gradients:
-        read = source.read(model, criterion)
-        candidates = Candidates(
-            len(read.gradients), read.gradients, read.classes, last_layer=read.last_layer
-        )
-    else:
+    losses = None
+    if strategy.needs_losses:
         losses = source.losses(model, criterion)
-        if strategy.needs_losses and not bool(losses.isfinite().all()):
+        if not bool(losses.isfinite().all()):
             raise ValueError(
                 f"`losses` must be finite, got {int((~losses.isfinite()).sum())} of {len(losses)} "
                 "that are infinite or NaN: training has diverged, or the batch holds such numbers."
             )
-        candidates = Candidates(len(losses), losses=losses)
+    if strategy.needs_gradients:
+        read = source.read(model, criterion)
+        n, known, layer = len(read.gradients), (read.gradients, read.classes), read.last_layer
+        candidates = Candidates(n, *known, losses=losses, last_layer=layer)
+    else:
+        ((_, _, targets),) = arguments_and_targets([batch], target, "batch")
+        candidates = Candidates(len(targets), losses=losses)
     if not 1 <= budget <= candidates.n:
         raise ValueError(
             f"`budget` must be in [1, {candidates.n}], the samples of the batch, got {budget}."

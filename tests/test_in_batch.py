@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from adaptive_subset import (
@@ -14,7 +14,9 @@ from adaptive_subset import (
     CRAIGPB,
     GLISTER,
     AdaptiveSubsetSampler,
+    Balanced,
     Candidates,
+    Choice,
     FreshRandom,
     GradientNorm,
     GradMatch,
@@ -231,3 +233,44 @@ def test_mini_batches_of_a_batch_are_whole(kind: type[GradMatchPB | CRAIGPB]) ->
 def test_what_one_batch_cannot_tell_raises(strategy: Strategy) -> None:
     with pytest.raises(ValueError, match="`strategy` must choose a given number"):
         select_in_batch(model(), CRITERION, batch(), strategy, 5)
+
+
+class NormTimesLoss(Strategy):
+    """A strategy that goes by both."""
+
+    needs_gradients = True
+    needs_losses = True
+
+    def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:
+        assert candidates.losses is not None
+        worth = candidates.squared_norms() * candidates.losses
+        return Choice.even(worth.topk(budget).indices, candidates.n)
+
+
+def test_a_strategy_has_what_it_needs_and_nothing_is_run_for_what_it_does_not() -> None:
+    class Counting(nn.Linear):
+        runs = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.runs += 1
+            return super().forward(x)
+
+    model, batch = Counting(6, 4), (torch.randn(16, 6), torch.arange(16) % 4)
+    for strategy in (FreshRandom(), Balanced()):
+        groups = batch[1] if strategy.divides else None
+        kept = select_in_batch(model, nn.CrossEntropyLoss(), batch, strategy, 4, groups=groups)
+        assert len(kept) == 4
+    assert model.runs == 0
+    kept = select_in_batch(model, nn.CrossEntropyLoss(), batch, NormTimesLoss(), 4)
+    output = model(batch[0]).detach()
+    losses = nn.functional.cross_entropy(output, batch[1], reduction="none")
+    slopes = output.softmax(1) - nn.functional.one_hot(batch[1], 4)
+    norms = slopes.square().sum(1) * (batch[0].square().sum(1) + 1)
+    assert sorted(kept.indices.tolist()) == sorted((norms * losses).topk(4).indices.tolist())
+
+
+def test_a_batch_without_a_target_raises_whatever_the_strategy() -> None:
+    with pytest.raises(TypeError, match="`target`"):
+        select_in_batch(
+            nn.Linear(6, 4), nn.CrossEntropyLoss(), {"x": torch.randn(4, 6)}, "random", 2
+        )
