@@ -533,6 +533,36 @@ def test_what_sizes_itself_has_no_sizes_in_advance() -> None:
         sampler.maybe_reselect(nn.Linear(1, 1), 0)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "every", "message"),
+    [
+        (SeTa(), 2, "have no divisor in common with the 2 places of the window.* got 2 for Window"),
+        (SeTa(groups=9, window=0.5), 9, ".*with the 6 places"),  # of six it comes to two
+        (SeTaByBatch(epochs=20), 4, ".*with the 2 places"),
+        (InfoBatch(epochs=16), 3, None),
+        (InfoBatch(epochs=16), 5, None),
+        (InfoBatch(epochs=16), 6, r"leave a selection .* that of epoch 12\. Leave"),
+        (PerEpoch(size=sizes.FullAtEnd(10, 0.2)), 5, ".*got 5 for FullAtEnd.* of epoch 5"),
+        (PerEpoch(size=sizes.FullAtEnd(10, 0)), 5, None),
+        (InfoBatch(), 6, None),
+        (InfoBatch(epochs=7), 6, None),  # which has no last epochs
+        (SeTa(), 3, None),
+        (SeTa(window=1), 2, None),
+        (Kakurenbo(epochs=16), 6, None),
+        (RandomSizes(epochs=10), 4, None),
+    ],
+)
+def test_selections_so_far_apart_that_they_miss_what_is_planned_raise(
+    strategy: Strategy, every: int, message: str | None
+) -> None:
+    selector = Selector(DATA, strategy, budget=None if strategy.sizes_itself else BUDGET)
+    if message is None:
+        assert AdaptiveSubsetSampler(selector, every=every).every == every
+    else:
+        with pytest.raises(ValueError, match=f"`every` must {message}"):
+            AdaptiveSubsetSampler(selector, every=every)
+
+
 def test_a_warm_start_needs_one_size() -> None:
     selector = Selector(DATA, RandomSizes(epochs=10), budget=BUDGET)
     with pytest.raises(

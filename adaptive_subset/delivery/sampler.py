@@ -83,6 +83,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
         self.weighting = weighting
         self.seed = natural("seed", seed)
         self._schedule = Schedule.of(every, epochs, warm_start)
+        strategy.check_every(self.every)
         self._sharding = Sharding.of(num_replicas, rank)
         self._clock = Clock()
         self._history = History(len(self.dataset))

@@ -39,6 +39,9 @@ class Draw(Described, ABC):
             generator: of all that is random.
         """
 
+    def check_every(self, every: int) -> None:
+        """See `Strategy.check_every`."""
+
 
 @dataclass(frozen=True)
 class Proportional(Draw):
@@ -188,6 +191,20 @@ class Window(Draw):
         first = epoch % (groups - width + 1)
         positions = kept[order[edges[first] : edges[first + width]]]
         return Choice.even(positions, n)
+
+    def check_every(self, every: int) -> None:
+        """See `Strategy.check_every`: of epochs that far apart all must see each place.
+
+        Raises:
+            ValueError: the window would stand still, or go to some of its places only.
+        """
+        places = self.groups - max(1, round(self.window * self.groups)) + 1
+        if math.gcd(every, places) > 1:
+            raise ValueError(
+                f"`every` must have no divisor in common with the {places} places of the window, "
+                f"which moves on in each epoch, got {every} for {self!r}: it would never come to "
+                "some of them. Leave `every` out."
+            )
 
 
 @dataclass(frozen=True)

@@ -232,8 +232,10 @@ class Kakurenbo(Combination):
 
     Deviations: the paper runs the model over what is hidden after each epoch to renew its losses;
     here they stay as they are, and a sample comes back once others have become easier than it was.
-    The paper's learning rate is larger by 1/(1 − F); that is left to the training loop. F falls at
-    each quarter of the run; the paper chooses the epochs for each task.
+    The paper's learning rate is larger by 1/(1 − F); that is left to the training loop, where
+    ``n / len(sampler.selection)`` is the factor for what was hidden indeed. The paper asks whether
+    the label is predicted, beside c: for c of at least ½ that follows. F falls at each quarter of
+    the run; the paper chooses the epochs for each task.
 
     Args:
         share: F in [0, 1), the largest share that is hidden.
@@ -255,7 +257,8 @@ class RandomSizes(Combination):
 
     The baseline that "progressive data dropout" (NeurIPS 2025) has to beat, and seldom does: in
     epoch t ``γᵗ·n`` samples whatever their losses, see `Falling`. Deviation: there γ is given; here
-    it follows from the budget, so that comparisons are at the same number of samples.
+    it follows from the budget, so that comparisons are at the same number of samples, and no last
+    epoch is full.
 
     Args:
         epochs: T, epochs of the whole run, at least n/k. A selection refuses None.

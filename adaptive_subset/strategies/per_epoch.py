@@ -63,6 +63,15 @@ class Combination(Strategy):
     def size_varies(self) -> bool:  # type: ignore[override]
         return self.parts().size.varies
 
+    def check_every(self, every: int) -> None:
+        """See `Strategy.check_every`.
+
+        Raises:
+            ValueError: the draw or the size would miss something.
+        """
+        self.parts().draw.check_every(every)
+        self.parts().size.check_every(every)
+
     def size_at(self, n: int, budget: int, epoch: int) -> int:
         """See `Strategy.size_at`.
 

@@ -12,6 +12,8 @@ from adaptive_subset.checks import Described, check_fields, check_share, natural
 class Size(Described, ABC):
     """How many of n samples an epoch trains on.
 
+    It counts where an epoch selects: with ``every=R`` the size of a selection is that of R epochs.
+
     Attributes:
         varies: not always the same.
         needs_budget: it means nothing for a draw that sizes itself.
@@ -30,6 +32,9 @@ class Size(Described, ABC):
             epoch: counted from 0.
         """
 
+    def check_every(self, every: int) -> None:
+        """See `Strategy.check_every`."""
+
 
 @dataclass(frozen=True)
 class Constant(Size):
@@ -46,7 +51,8 @@ class Constant(Size):
 class Falling(Size):
     """``γᵗ·n`` samples in epoch t, from all of them to few, with the budget as the mean.
 
-    γ is the number for which ``Σ γᵗ·n = T·k``; epochs after T are as long as the last one.
+    γ is the number for which ``Σ γᵗ·n = T·k``; epochs after T are as long as the last one. The mean
+    is above the budget where not every epoch selects.
 
     Args:
         epochs: T, epochs of the whole run.
@@ -90,7 +96,8 @@ class Falling(Size):
 class FullAtEnd(Size):
     """The budget, or what the draw leaves, and a fixed share of the samples in the last epochs.
 
-    Where a draw sizes itself the samples of the last epochs are drawn uniformly.
+    Where a draw sizes itself the samples of the last epochs are drawn uniformly. There are none
+    where ``full·T`` is less than one, as in a run of seven epochs with an eighth.
 
     Args:
         epochs: T, epochs of the whole run; None where it is not known, and has no last ones.
@@ -115,10 +122,26 @@ class FullAtEnd(Size):
 
     def at(self, n: int, budget: int | None, epoch: int) -> int | None:
         """See `Size.at`."""
+        return budget if not self._is_full(epoch) else max(1, round(self.fraction * n))
+
+    def _is_full(self, epoch: int) -> bool:
         # A hair less, since (1 − 0.7) · 10 is more than 3 in floating point.
-        if self.epochs is None or epoch < (1 - self.full - 1e-9) * self.epochs:
-            return budget
-        return max(1, round(self.fraction * n))
+        return self.epochs is not None and epoch >= (1 - self.full - 1e-9) * self.epochs
+
+    def check_every(self, every: int) -> None:
+        """See `Strategy.check_every`: one of the last epochs must select.
+
+        Raises:
+            ValueError: none does.
+        """
+        if self.epochs is None or not self._is_full(last := self.epochs - 1):
+            return
+        if not self._is_full(last - last % every):
+            raise ValueError(
+                f"`every` must leave a selection in the last epochs, which take another size, got "
+                f"{every} for {self!r}: the last one is that of epoch {last - last % every}. Leave "
+                "`every` out, or make it smaller."
+            )
 
 
 def check_epochs(epochs: int | None) -> None:

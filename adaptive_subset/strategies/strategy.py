@@ -72,6 +72,9 @@ class Strategy(Described, ABC):
     def check_memory(self, n: int, dim: int, budget: int) -> None:
         """Raise a ValueError where choosing `budget` of n gradients of length `dim` cannot fit."""
 
+    def check_every(self, every: int) -> None:
+        """Raise a ValueError where selections `every` so many epochs would miss what it plans."""
+
     def check_groups(self, *, given: bool) -> None:
         """Raise a ValueError where it takes no groups and some are `given`, or the other way."""
         if given and not self.divides:
