@@ -208,7 +208,7 @@ def passes(
                 "raw": seconds[name],
             }
     for strategy in chosen:
-        n, unit = len(dataset), strategy.batch_size or 1
+        n, unit = len(dataset), strategy.unit
 
         def atoms(number: int, strategy: Strategy = strategy, unit: int = unit) -> None:
             budget = number * unit

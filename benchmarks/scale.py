@@ -84,7 +84,7 @@ def alone(
     before = measure.peak()
     strategy = STRATEGIES[name](**({"batch_size": BATCH} if name.endswith("-pb") else {}))
     budget = round(fraction * n)
-    budget -= budget % (strategy.batch_size or 1)
+    budget -= budget % strategy.unit
     start, processor = time.perf_counter(), time.process_time()
     choice = strategy.select(given, budget, seed=0, epoch=0)
     solved, processor = time.perf_counter(), time.process_time() - processor

@@ -42,7 +42,7 @@ class EpochSampler(AdaptiveSubsetSampler):
         super().__init__(selector, num_replicas=told[0], rank=told[1], **options)
         self._repeats = max(1.0, repeats)
         self._turns = (1, 0) if repeats <= 1 else shares
-        self._group = selector.strategy.batch_size or 1
+        self._group = selector.strategy.unit
 
     def __len__(self) -> int:
         """Samples that this process gets in an epoch.

@@ -126,7 +126,7 @@ class TimmSubset:
         return attached
 
     def _check_size(self, n: int, batch: int) -> None:
-        args, unit = self._args, self._strategy.batch_size or 1
+        args, unit = self._args, self._strategy.unit
         size = args.subset_budget
         flag = f"{flag_of('budget')} {size}"
         fraction = args.subset_fraction

@@ -40,7 +40,7 @@ def try_out(model: nn.Module, selector: Selector, reading: dict[str, Any], proce
     trial = Selector(
         _part(selector.dataset, processes),
         small,
-        budget=max(n // 2, small.batch_size or 1),
+        budget=max(n // 2, small.unit),
         criterion=selector.criterion,
         **{**reading, **few, "num_workers": 0},
     )
