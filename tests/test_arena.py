@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import stdev
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -417,6 +418,41 @@ def test_at_equal_time_the_baseline_is_interpolated_seed_by_seed() -> None:
     assert cheap.each == pytest.approx((1, -1))  # against the cheapest, which had more time
 
 
+def test_at_equal_time_all_seeds_count_where_few_have_the_dearer_budget() -> None:
+    """Their gain is that of all, and the error of it is in that of the difference."""
+    low = entry("full-short", 10, 80, 82, 81, 81)
+    high = entry("full-short", 1000, 84, 88)  # gains of 4 and 6, half of them at 100 seconds
+    ours = entry("balanced", 100, 84, 86, 85, 85)  # four more than the cheaper, at each seed
+    difference = figures.at_equal_time(ours, [low, high])
+    assert difference is not None
+    assert len(difference.each) == 4
+    assert difference.mean == pytest.approx(4 - 0.5 * 5)
+    # The error of a half of the mean gain, of which there are two; the gain of one has none.
+    of_two = stdev((4, 6)) / math.sqrt(2)
+    assert difference.error == pytest.approx(0.5 * of_two, rel=0.2)
+    alone = figures.at_equal_time(ours, [low, entry("full-short", 1000, 84)])
+    assert alone is not None
+    assert alone.each == pytest.approx((2,))
+
+
+def test_few_seeds_need_more_than_two_errors() -> None:
+    three = figures.Difference((0.9, 1.6, 2.5))  # 3.6 standard errors, p 0.07
+    assert three.in_errors is not None
+    assert three.in_errors > 3.5
+    assert not three.sure
+    assert figures.Difference((1.0, 1.1, 1.2)).sure
+    assert not figures.Difference((0.5, -0.5, 0.5, -0.4)).sure
+    assert not figures.Difference((9.0,)).sure
+    assert report.outcome(three, figures.Difference((1.0, 1.1, 1.2))) == report.OPEN
+    assert report.outcome(None, figures.Difference((-1.0, -1.1, -1.2))) == report.LOSES
+
+
+def test_what_loses_at_equal_steps_loses_without_a_time_too() -> None:
+    baselines = [entry("full-short", 10, 91, 92), entry("fresh-random", 10, 90, 92)]
+    behind = replace(entry("borderline", 10, 90, 91.02), beside=False)  # −1.00 and −0.98
+    assert f"{report.LOSES}: `borderline`" in report.verdict([*baselines, behind])
+
+
 def test_a_method_costs_what_it_takes_beside_the_short_schedule(tmp_path: Path) -> None:
     """Not what it took alone, when the machine may have been three times as fast."""
     path = tmp_path / "arena.jsonl"
@@ -512,26 +548,27 @@ def test_runs_on_another_kind_of_machine_have_no_time(quick: None, tmp_path: Pat
 @pytest.mark.parametrize(
     ("third", "head", "ahead", "behind"),
     [
-        ((95, 95.2), "reached", 3, 0),
-        ((89, 90.2), "missed, too few won", 2, 0),  # by less than an error behind
-        ((88, 89.6), "missed, too few won and some lost", 2, 1),  # by 1.5
+        ((95, 95.2, 95.1), "reached", 3, 0),
+        ((91, 91.6, 93), "missed, too few won", 2, 0),  # ahead by 3.2 errors, which are too few
+        ((89, 90.2, 90), "missed, too few won", 2, 0),  # by less than an error behind
+        ((88.4, 89.8, 89.6), "missed, too few won and some lost", 2, 1),  # by 1.7
     ],
 )
 def test_the_goal_counts_tasks_by_standard_errors(
     third: tuple[float, ...], head: str, ahead: int, behind: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    baselines = [entry(name, 10, 90, 90) for name in ("full-short", "fresh-random")]
+    baselines = [entry(name, 10, 90, 90, 90) for name in ("full-short", "fresh-random")]
     found = {
-        "one": [*baselines, entry("order-dp", 10, 91, 91.2)],
+        "one": [*baselines, entry("order-dp", 10, 91, 91.2, 91.1)],
         "cifar10-noisy": [
             *baselines,
-            entry("order-dp", 10, 80, 80.2),
-            entry("borderline", 10, 91, 91.2),
+            entry("order-dp", 10, 80, 80.2, 80.1),
+            entry("borderline", 10, 91, 91.2, 91.1),
         ],
         "three": [*baselines, entry("order-dp", 10, *third)],
         "not-run": baselines,
     }
-    full = replace(entry("full-short", 100, 95, 95), fraction=1.0)
+    full = replace(entry("full-short", 100, 95, 95, 95), fraction=1.0)
     found["one"].append(full)
     made: Any = SimpleNamespace(tasks={name: replace(TINY, about=name) for name in found})
     monkeypatch.setattr(report, "entries", lambda _, name: found[name])
@@ -539,8 +576,8 @@ def test_the_goal_counts_tasks_by_standard_errors(
     assert f"## The goal: {head}\n" in told
     assert f"Ahead on {ahead} of 3: one; cifar10-noisy" in told
     assert f"Behind on {behind}: " in told
-    assert "| one | `order-dp` | +11.0 | +11.0 | +1.10 ± 0.10 (p 0.058) | +5.00 |" in told
-    assert "| cifar10-noisy | `borderline` | +11.0 | +11.0 | +1.10 ± 0.10 (p 0.058) | – |" in told
+    assert "| one | `order-dp` | +19.1 | +19.1 | +1.10 ± 0.06 (p 0.0027) | +5.00 |" in told
+    assert "| cifar10-noisy | `borderline` | +19.1 | +19.1 | +1.10 ± 0.06 (p 0.0027) | – |" in told
 
 
 def test_settings_tell_methods_apart() -> None:

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import __main__ as everything
 from benchmarks import tables
 from benchmarks.arena import report
-from benchmarks.arena.figures import Difference, Entry, at_equal_steps, entries
+from benchmarks.arena.figures import Difference, Entry, at_equal_steps, at_equal_time, entries
 from benchmarks.arena.methods import METHODS
 from benchmarks.arena.race import Race
 from benchmarks.arena.results import Results, prices_beside
@@ -98,6 +98,13 @@ def test_the_first_table_of_the_readme_is_that_of_the_runs(arena: Race) -> None:
                 found = {entry.method: entry for entry in some}[method]
                 seeds = " (1 seed)" if len(found.accuracy) == 1 else ""
                 assert cell.strip("*") == report.reached(found) + seeds
+                assert cell.startswith("**") == (i > 2 and is_ahead(arena, task, found))
+
+
+def is_ahead(race: Race, task: str, entry: Entry) -> bool:
+    """Whether it beats both baselines."""
+    fresh = at_equal_steps(entry, at_a_tenth(race, task)["fresh-random"])
+    return report.outcome(at_equal_time(entry, entries(race, task)), fresh) == report.WINS
 
 
 def test_what_the_page_of_strategies_tells_of_the_runs(arena: Race) -> None:

@@ -11,6 +11,7 @@ from benchmarks.arena.race import ALL, Race, settings
 from benchmarks.arena.results import Line, best_rate, clock, price
 
 SAME = 0.03  # of the time: differences below it are not told from noise
+ERRORS, CHANCE = 2, 0.05  # by how many standard errors, and with what p, a difference is sure
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,16 @@ class Difference:
         from scipy import stats
 
         return float(stats.ttest_1samp(self.each, 0).pvalue)
+
+    @property
+    def sure(self) -> bool:
+        """Whether the mean is told from zero.
+
+        Two standard errors alone are little where seeds are few: those of three have a p of 0.18.
+        """
+        if self.error is None or abs(self.mean) <= ERRORS * self.error:
+            return False
+        return self.p is None or self.p < CHANCE
 
 
 def standard_error(values: tuple[float, ...]) -> float | None:
@@ -182,12 +193,23 @@ def at_equal_time(entry: Entry, everything: list[Entry], baseline: str = ALL) ->
         return _paired(entry.accuracy, above[0].accuracy)
     low, high = below[-1], above[0]
     share = log(entry.seconds / low.seconds) / log(high.seconds / low.seconds)
-    between = {
-        seed: (1 - share) * low.accuracy[seed] + share * high.accuracy[seed]
-        for seed in low.accuracy
-        if seed in high.accuracy
-    }
-    return _paired(entry.accuracy, between)
+    common = {seed: low.accuracy[seed] for seed in entry.accuracy if seed in low.accuracy}
+    return _paired(entry.accuracy, _between(common, high.accuracy, share))
+
+
+def _between(low: Mapping[int, float], high: Mapping[int, float], share: float) -> dict[int, float]:
+    """For each seed at the cheaper budget the accuracy at `share` of the way to the dearer one.
+
+    Where fewer seeds have the dearer one, their mean gain is that of all. By how much the gain of
+    each is off counts for as many seeds as it stands for, so that the error of a mean over seeds
+    includes that of the gain. One seed alone has no such error: it is only compared with itself.
+    """
+    gains = {seed: high[seed] - low[seed] for seed in low if seed in high}
+    if len(gains) < 2:
+        return {seed: low[seed] + share * gain for seed, gain in gains.items()}
+    typical, stands_for = mean(gains.values()), len(low) / len(gains)
+    off = {seed: stands_for * (gain - typical) for seed, gain in gains.items()}
+    return {seed: start + share * (typical + off.get(seed, 0.0)) for seed, start in low.items()}
 
 
 def _paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
