@@ -580,6 +580,43 @@ def test_the_goal_counts_tasks_by_standard_errors(
     assert "| cifar10-noisy | `borderline` | +19.1 | +19.1 | +1.10 ± 0.06 (p 0.0027) | – |" in told
 
 
+def test_the_goal_tells_what_makes_it_doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
+    short, fresh = entry("full-short", 10, *[90] * 5), entry("fresh-random", 10, 91, *[90.4] * 4)
+    ours = entry("order-dp", 10, 99, 99, 99, 91.2, 91.4)  # the first seeds flatter it
+    found = {"one": [short, fresh, ours]}
+    found["large"] = [replace(e, fraction=0.3) for e in found["one"]]
+    tasks = {"one": TINY, "large": replace(TINY, title="a large one", on_gpu=True)}
+    monkeypatch.setattr(report, "entries", lambda _, name: found[name])
+    made: Any = SimpleNamespace(tasks=tasks)
+    told = report.goal(made)
+    row = next(text for text in told.splitlines() if text.startswith("| blobs |"))
+    assert row.endswith("| +1.10 ± 0.10 (p 0.058) |")  # of the last two seeds
+    assert "1 of 1 differences have a p below 0.05, the least 0.012" in told
+    assert "a large one, `order-dp` at 30 %: +" in told
+
+
+def test_one_seed_alone_is_as_good_as_all_data_by_luck_only() -> None:
+    full = replace(entry("full-short", 100, 95), fraction=1.0)
+    lucky = entry("seta", 10, 95)
+    untimed = replace(entry("borderline", 10, 95, 95), beside=False)
+    assert not lucky.settled
+    assert not untimed.settled
+    assert figures.lossless([full, lucky, untimed]) == full
+    told = report.verdict([full, lucky, untimed])
+    assert "(95.00 of 1 seed, 100 s), at most 0.1 points worse, of several seeds and" in told
+    assert told.endswith(": nothing.")
+    sound = entry("order-dp", 20, 94.9, 95)
+    assert figures.lossless([full, lucky, untimed, sound]) == sound
+    told = report.verdict([full, sound])
+    assert told.endswith(": `order-dp` at 10 %, 94.95 ± 0.05, 20 s.")
+
+
+def test_a_title_is_for_readers_only() -> None:
+    named = replace(TINY, title="Blobs")
+    assert named.settings() == TINY.settings()
+    assert (TINY.name, named.name) == ("blobs", "Blobs")
+
+
 def test_settings_tell_methods_apart() -> None:
     plan = Plan(epochs=100, fraction=0.1, batch_size=128)
     settings = [json.dumps(METHODS[name].settings(plan)) for name in METHODS]

@@ -121,6 +121,14 @@ def test_what_the_page_of_strategies_tells_of_the_runs(arena: Race) -> None:
         gain = at_equal_steps(of[method], both)
         assert gain is not None
         assert f"{gain.mean:.2f} ± {gain.error:.2f}" in page
+        later = report.later_seeds(of[method], report.SEEN.get(task, report.SEEN_ELSEWHERE))
+        afterwards = at_equal_steps(later, both)
+        assert afterwards is not None
+        assert "seeds that ran only afterwards gained about as much on each" in page
+        assert afterwards.mean > 0.8 * gain.mean
+    fresh = at_equal_steps(found["order-dp"], found["fresh-random"])
+    assert fresh is not None
+    assert f"not told from fresh random subsets alone (p {fresh.p:.2f})" in page
     tail = at_a_tenth(arena, "fashion-mnist-long-tail")
     lost = tail["full-short"].accuracy[0] - tail["gradmatch-reference"].mean
     assert "with 20 samples of each class it lost four points" in page

@@ -52,6 +52,12 @@ class Entry:
         return not isnan(self.seconds)
 
     @property
+    def settled(self) -> bool:
+        """Whether both cost and accuracy may be ranked: all data in full, or timed in turns and of
+        several seeds."""
+        return self.beside and (self.fraction == 1 or len(self.accuracy) > 1)
+
+    @property
     def validation(self) -> float:
         """In %, of the first seed at the best rate."""
         return 100 * self.rates[self.rate]
@@ -227,9 +233,12 @@ def pareto(found: list[Entry]) -> list[Entry]:
 
 
 def lossless(found: list[Entry], within: float = 0.1) -> Entry | None:
-    """The cheapest that is at most `within` points worse than all data in full, if that was run."""
+    """The cheapest that is at most `within` points worse than all data in full, if that was run.
+
+    Of those that may be ranked: among many of one seed each some are as good by luck.
+    """
     full = [entry for entry in found if entry.fraction == 1]
     if not full:
         return None
-    good = (e for e in found if e.timed and e.mean >= full[0].mean - within)
+    good = (e for e in found if e.settled and e.timed and e.mean >= full[0].mean - within)
     return min(good, key=lambda e: e.seconds, default=None)

@@ -8,7 +8,10 @@ from benchmarks.arena.figures import Entry, pareto, standard_error
 
 
 def accuracy_by_cost(found: list[Entry], title: str, path: Path) -> None:
-    """One point a method and budget; lines join the budgets of a method."""
+    """One point a method and budget; lines join the budgets of a method.
+
+    Hollow is what is not on the front, since its cost or its accuracy is not to be ranked.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -20,17 +23,19 @@ def accuracy_by_cost(found: list[Entry], title: str, path: Path) -> None:
     methods = list(dict.fromkeys(entry.method for entry in found))
     for place, method in enumerate(methods):
         points = sorted((e for e in found if e.method == method), key=lambda e: e.seconds)
-        errors = [standard_error(tuple(e.accuracy.values())) or 0.0 for e in points]
-        axes.errorbar(
-            [e.seconds for e in points],
-            [e.mean for e in points],
-            errors,
-            fmt=markers[place % len(markers)] + "-",
-            color=plt.get_cmap("tab20")(place % 20),
-            linewidth=0.8,
-            label=method,
-        )
-    front = pareto(found)
+        color, marker = plt.get_cmap("tab20")(place % 20), markers[place % len(markers)]
+        axes.plot([e.seconds for e in points], [e.mean for e in points], color=color, linewidth=0.8)
+        for e in points:
+            axes.errorbar(
+                e.seconds,
+                e.mean,
+                standard_error(tuple(e.accuracy.values())) or 0.0,
+                fmt=marker,
+                color=color,
+                markerfacecolor=color if e.settled else "none",
+                label=method if e is points[0] else None,
+            )
+    front = pareto([entry for entry in found if entry.settled])
     axes.plot([e.seconds for e in front], [e.mean for e in front], "k--", label="Pareto front")
     axes.set(title=title, xscale="log", xlabel="seconds of training, selection included")
     axes.set_ylabel("test accuracy (%), each at its best learning rate")

@@ -33,6 +33,7 @@ class Task:
         rates: the learning rates tried first, consecutive on `LADDER`.
         schedule: "cosine" or "one-cycle", over the steps that the run really makes.
         augment: of a whole batch, with a generator of its own.
+        title: its name in tables, that of the data where there is none; no part of the key either.
         reference: whether the data have a clean reference set, for methods that match it.
         uneven: whether classes differ in size, for methods that draw as many of each: where they
             do not, these are the same methods twice.
@@ -53,12 +54,17 @@ class Task:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    title: str = ""
     reference: bool = False
     uneven: bool = False
     on_gpu: bool = False
     precision: str = "float32"
     points: int = 2
     points_full: int = 2
+
+    @property
+    def name(self) -> str:
+        return self.title or self.about
 
     def suits(self, method: Method) -> bool:
         """Whether its data have what the method is there for."""
@@ -119,6 +125,7 @@ _FASHION = Task(
     partial(data.images, "fashion-mnist"),
     networks.lenet,
     about="Fashion-MNIST, LeNet",
+    title="Fashion-MNIST",
     epochs=100,
     rates=(0.02, 0.05, 0.1),
     schedule="cosine",
@@ -128,6 +135,7 @@ _CIFAR = Task(
     partial(data.images, "cifar10"),
     networks.small_resnet,
     about="CIFAR-10, residual network of width 16, crop and flip",
+    title="CIFAR-10",
     epochs=40,
     rates=(0.1, 0.2, 0.5),
     label_smoothing=0.1,
@@ -141,18 +149,23 @@ TASKS = {
         _CIFAR,
         network=partial(networks.small_resnet, 64),
         about="CIFAR-10 on a GPU, residual network of width 64, crop and flip",
+        title="CIFAR-10, a wider network",
         rates=(0.2, 0.5, 1.0),
         batch_size=512,
         precision="bfloat16",
         on_gpu=True,
     ),
     "cifar10-noisy": replace(
-        _CIFAR, load=_noisy, about=f"{_CIFAR.about}, 20 % of the training labels wrong"
+        _CIFAR,
+        load=_noisy,
+        about=f"{_CIFAR.about}, 20 % of the training labels wrong",
+        title="CIFAR-10, a fifth of the labels wrong",
     ),
     "fashion-mnist-long-tail": replace(
         _FASHION,
         load=_long_tailed,
         about="Fashion-MNIST, LeNet, classes of 5000 down to 100, clean reference of 20 each",
+        title="Fashion-MNIST, rare classes",
         epochs=200,
         reference=True,
         uneven=True,
@@ -161,12 +174,14 @@ TASKS = {
         _FASHION,
         load=_redundant,
         about="Fashion-MNIST, LeNet, 5,000 images with ten near-duplicates each",
+        title="Fashion-MNIST, near-duplicates",
         epochs=50,
     ),
     "mails": Task(
         text.mails,
         text.LastLayer,
         about="Spam or not, the last layer of MiniLM on the first 48 tokens of a mail",
+        title="Mails",
         epochs=20,
         rates=(0.01, 0.02, 0.05),
         batch_size=32,
