@@ -6,6 +6,9 @@ import json
 import math
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -179,6 +182,48 @@ def test_rates_that_one_seed_does_not_tell_apart_all_go_on(
     go(made)
     lines = made.runs("blobs", "full-short", 0.2)
     assert {(r["rate"], r["seed"]) for r in lines if r["seed"]} == {(0.1, 1), (0.2, 1)}
+
+
+def test_a_rate_that_fails_with_other_seeds_gives_way_to_the_next(tmp_path: Path) -> None:
+    made = race(tmp_path / "arena.jsonl")
+    known = arena_race.settings(TINY, METHODS["order-dp"], 0.2)
+
+    def ran(rate: float, seed: int, validation: float) -> list[float]:
+        measured = {"validation": validation, "test": 0.5, "diverged": False}
+        made.results.add(Cell("blobs", "order-dp", 0.2, rate, seed), known, measured)
+        return made._contenders("blobs", "order-dp", 0.2)
+
+    for rate, validation in ((0.02, 0.90), (0.05, 0.961), (0.1, 0.963), (0.2, 0.97)):
+        contenders = ran(rate, 0, validation)
+    assert contenders == [0.2]
+    assert ran(0.2, 1, 0.96) == [0.2]  # 0.965 on average
+    assert ran(0.2, 1, 0.71) == [0.2, 0.1, 0.05]
+    assert ran(0.1, 1, 0.97) == [0.2, 0.1, 0.05]
+
+
+def test_a_run_that_is_no_longer_missing_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = race(tmp_path / "arena.jsonl")
+    first, second = (Cell("blobs", "order-dp", 0.2, rate, 0) for rate in (0.05, 0.1))
+    measured = {"validation": 0.5, "test": 0.5, "diverged": False, "seconds": 1.0}
+    done: dict[Cell, Future[Any]] = {first: Future(), second: Future()}
+    done[first].set_result((measured, 1.0))
+    rounds = iter([[first, second], []])
+
+    def missing(_: Race) -> list[Cell]:
+        if done[first].done() and made.results.lines() and not done[second].done():
+            done[second].set_result((measured, 1.0))
+        return next(rounds, [])
+
+    @contextmanager
+    def at_work(*_: object) -> Iterator[Callable[[Cell], Future[Any]]]:
+        yield done.__getitem__
+
+    monkeypatch.setattr(Race, "missing", missing)
+    monkeypatch.setattr(arena_race, "at_work", at_work)
+    run(made, Worker(tiny, Path(), Path()), {"device": "cpu"}, lambda _: None, processes=2)
+    assert {line["rate"] for line in made.results.lines()} == {0.05, 0.1}
 
 
 def test_rates_go_on_beyond_the_edge_where_the_best_is_there() -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Protocol
 
 from benchmarks.arena.crew import Worker, at_work
@@ -41,7 +42,8 @@ class Race:
     A heat is a task at a budget. Every method runs with the first seed and each of the task's
     learning rates, and with further rates as long as the best one is at the edge of those tried.
     Then the baselines and the best `finalists` run with the other seeds, at their best rates and
-    those that are not told from them. Only these methods start at the other budgets.
+    those that are not told from them, or come next where these fail with other seeds. Only these
+    methods start at the other budgets.
 
     Args:
         prices: what methods took beside the short schedule; see `benchmarks.arena.price`.
@@ -126,11 +128,21 @@ class Race:
         )
 
     def _contenders(self, task: str, method: str, fraction: float) -> list[float]:
-        """The best learning rate of the first seed, and those that it does not tell from that."""
+        """The best learning rate of the first seed, and those that it does not tell from that.
+
+        Where these fall behind another one with more seeds, that and those near it too.
+        """
         lines = self.runs(task, method, fraction)
         reached = {r["rate"]: r["validation"] for r in lines if r["seed"] == self.seeds[0]}
-        order = sorted(reached, key=lambda rate: (-reached[rate], rate))
-        return [rate for rate in order if reached[rate] >= reached[order[0]] - NEAR]
+        by_rate = {rate: [r["validation"] for r in lines if r["rate"] == rate] for rate in reached}
+        rest = sorted(reached, key=lambda rate: (-reached[rate], rate))
+        found: list[float] = []
+        best = 0.0  # of those found, over all their seeds
+        while rest and (not found or reached[rest[0]] > best + NEAR):
+            near = [rate for rate in rest if reached[rate] >= reached[rest[0]] - NEAR]
+            found, rest = found + near, rest[len(near) :]
+            best = max(fmean(by_rate[rate]) for rate in found)
+        return found
 
 
 def settings(task: Task, method: Method, fraction: float) -> Line:
@@ -175,7 +187,7 @@ def run(
     known: dict[tuple[str, str], float] = {}  # seconds that a method took
     with at_work(worker, processes) as give_out:
         flying: dict[Future[tuple[Line, float]], Cell] = {}
-        while cells := race.missing():
+        while (cells := race.missing()) or flying:
             waiting = [cell for cell in cells if cell not in flying.values()]
             for cell in waiting[: processes - len(flying)]:
                 flying[give_out(cell)] = cell

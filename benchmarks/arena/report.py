@@ -46,10 +46,11 @@ HOW = """## How it was measured
 
 Every method runs with several learning rates, and counts with its own best one, chosen on
 validation samples that were cut from the training data: one rate for all its seeds, by their mean.
-A rate that is 0.3 points behind the best with the first seed runs with no other. All runs of a
-budget make the same number of optimizer steps with batches of one size, each with a schedule
-annealed over them, from the same initial weights for the same seed; weight decay, augmentation and
-all else are those of the task. `random-sizes` takes random subsets whose size falls as γᵗ.
+A rate that is 0.3 points behind the best with the first seed runs with others only where that one
+fails with them. All runs of a budget make the same number of optimizer steps with batches of one
+size, each with a schedule annealed over them, from the same initial weights for the same seed;
+weight decay, augmentation and all else are those of the task. `random-sizes` takes random subsets
+whose size falls as γᵗ.
 
 Differences are in points, of paired seeds, ± their standard error, with the p of a paired t-test.
 *Better* or *worse* is what is so by two standard errors and with a p below 0.05: of three seeds two
