@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from adaptive_subset import AdaptiveSubsetSampler, GradMatch, Random, Selector
 from tests import models
@@ -40,6 +40,19 @@ def make(place: int, /, n: int = N, **options: Any) -> AdaptiveSubsetSampler:
     criterion = options.pop("criterion", nn.CrossEntropyLoss())
     options = {"strategy": GradMatch(), "fraction": 0.5, "criterion": criterion, **options}
     return AdaptiveSubsetSampler(Selector(data(n), options.pop("strategy"), **options), **ours)
+
+
+class RandomTargets(Dataset[Any]):
+    """Labels by a generator of its own, which is another one on each rank."""
+
+    def __init__(self, seed: int) -> None:
+        self.data, self.generator = data(), torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[index][0], torch.rand(4, generator=self.generator)
 
 
 class Unpicklable(Exception):
@@ -125,6 +138,13 @@ def _run(rank: int, folder: str) -> None:
     results["an epoch of one rank"] = _outcome(lambda: delivered(make(rank), -rank))
     for name, options in DIFFERING.items():
         results[f"differ in {name}"] = _outcome(partial(delivered, make(rank, **options[rank])))
+    reordered = Subset(data(), [0, *range(N - 1, 0, -1)] if rank else range(N))
+    names = {"pool": "another order", "validation": "another order of validation"}
+    for argument, name in names.items():
+        options = {argument: reordered}
+        results[name] = _outcome(partial(delivered, make(rank, **options)))
+    drawn = {"pool": RandomTargets(rank), "strategy": GradMatch(scope="global")}
+    results["random targets"] = _outcome(partial(delivered, make(rank, **drawn)))
     sampler = make(0, num_replicas=1, strategy=Random())
     sampler.maybe_reselect(net, 0)
     state = sampler.state_dict()
@@ -180,6 +200,8 @@ def test_ranks_share_the_selection_that_a_framework_shards(outcomes: Any) -> Non
         ("one share twice", "`rank` must give each of the 2 shares"),
         ("a share too many", "`rank` must give each of the 3 shares"),
         ("differ in state", "'selection': ["),
+        ("another order", "`pool` must hold the same samples in the same order on every rank"),
+        ("another order of validation", "`validation` must hold the same samples in the same"),
         *[(f"differ in {name}", f"'{name}': [") for name in DIFFERING],
         *[(name, "no loss today") for name in FAILURES],
     ],
@@ -190,6 +212,10 @@ def test_what_one_rank_does_otherwise_raises_on_both(
     for outcome in outcomes(scenario):
         assert isinstance(outcome, str), outcome
         assert message in outcome
+
+
+def test_targets_that_are_drawn_at_random_are_not_compared(outcomes: Any) -> None:
+    assert [outcome[0] for outcome in outcomes("random targets")] == [10, 10]
 
 
 def test_an_interrupt_of_rank_0_is_an_error_of_the_others(outcomes: Any) -> None:

@@ -15,6 +15,7 @@ from adaptive_subset.gradients.look_ahead import LastLayer
 from adaptive_subset.gradients.model_state import place_of, readable
 from adaptive_subset.gradients.per_sample import Criterion
 from adaptive_subset.gradients.protocol import Gradients
+from adaptive_subset.gradients.same_data import check_same_data
 from adaptive_subset.gradients.snapshot import preserved_modules
 from adaptive_subset.gradients.source import GradientSource, PoolGradients
 
@@ -111,8 +112,14 @@ def read_shares(
     A stretch is of whole batches, so that each batch is the one that a single process would run,
     and its gradients the same bit for bit. Rank 0 reads a pool of batches alone: to read a part of
     it the others would have to load all of it.
+
+    Raises:
+        RuntimeError: the ranks have different data; see also `GradientSource.read`.
     """
     if source.size is not None:
+        check_same_data(
+            ranks, source.pool, source.target, name=source.name, num_workers=source.num_workers
+        )
         size = source.size if indices is None else len(indices)
         batches = -(-size // source.batch_size)
         ends = [-(-batches * (rank + 1) // ranks.size) for rank in range(ranks.size)]
