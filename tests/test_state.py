@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -227,3 +230,21 @@ def test_a_loader_brings_no_other_warm_start() -> None:
         late.load_state_dict(short.state_dict())
     assert late.warm_epochs == 3
     del loading
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_a_sharded_checkpoint_holds_a_state_in_one_piece(tmp_path: Path) -> None:
+    """As docs/distributed.md has it."""
+    sampler, new = make(), make()
+    sampler.maybe_reselect(models.mlp(), 0)
+    buffer = io.BytesIO()
+    torch.save(sampler.state_dict(), buffer)
+    dcp.save({"sampler": buffer.getvalue()}, checkpoint_id=tmp_path)
+    state = {"sampler": b""}
+    dcp.load(state, checkpoint_id=tmp_path)
+    new.load_state_dict(torch.load(io.BytesIO(state["sampler"]), weights_only=True))
+    assert sampler.selection is not None
+    assert new.selection is not None
+    assert new.selection.fingerprint() == sampler.selection.fingerprint()
+    assert new.history == sampler.history
