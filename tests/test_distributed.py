@@ -141,9 +141,9 @@ def _run(rank: int, folder: str) -> None:
     reordered = Subset(data(), [0, *range(N - 1, 0, -1)] if rank else range(N))
     names = {"pool": "another order", "validation": "another order of validation"}
     for argument, name in names.items():
-        options = {argument: reordered}
-        results[name] = _outcome(partial(delivered, make(rank, **options)))
-    drawn = {"pool": RandomTargets(rank), "strategy": GradMatch(scope="global")}
+        reading: dict[str, Any] = {argument: reordered}
+        results[name] = _outcome(partial(delivered, make(rank, **reading)))
+    drawn: dict[str, Any] = {"pool": RandomTargets(rank), "strategy": GradMatch(scope="global")}
     results["random targets"] = _outcome(partial(delivered, make(rank, **drawn)))
     sampler = make(0, num_replicas=1, strategy=Random())
     sampler.maybe_reselect(net, 0)

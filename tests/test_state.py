@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.utils.data import TensorDataset
 
 from adaptive_subset import AdaptiveSubsetSampler, GradMatch, LossSampling, Selector, WeightedLoss
@@ -240,9 +240,9 @@ def test_a_sharded_checkpoint_holds_a_state_in_one_piece(tmp_path: Path) -> None
     sampler.maybe_reselect(models.mlp(), 0)
     buffer = io.BytesIO()
     torch.save(sampler.state_dict(), buffer)
-    dcp.save({"sampler": buffer.getvalue()}, checkpoint_id=tmp_path)
+    state_dict_saver.save({"sampler": buffer.getvalue()}, checkpoint_id=tmp_path)
     state = {"sampler": b""}
-    dcp.load(state, checkpoint_id=tmp_path)
+    state_dict_loader.load(state, checkpoint_id=tmp_path)
     new.load_state_dict(torch.load(io.BytesIO(state["sampler"]), weights_only=True))
     assert sampler.selection is not None
     assert new.selection is not None
