@@ -198,7 +198,7 @@ class Curve:
     It chooses no more than `most` itself, and what is filled in raises the error.
     """
 
-    batch_size = None
+    unit = 1
 
     def __init__(self, n: int, error: Callable[[int], float], most: int | None = None) -> None:
         self.n, self.error, self.tried = n, error, list[int]()
