@@ -53,7 +53,7 @@ class LossRecord:
         self._values = torch.full((n,), torch.nan, dtype=torch.float32, device="cpu")
         self._memory = memory
         self._kept = None if memory is None else self._values.clone()
-        self._waiting: list[tuple[Tensor, Tensor]] = []  # batches, as they were noted
+        self._waiting: list[list[tuple[Tensor, Tensor]]] = []  # batches, each loss as it was noted
         self._noted: list[tuple[Tensor, Tensor]] = []  # those before them, on the CPU
         self._last: tuple[weakref.ref[Tensor] | None, Tensor] | None = None  # outputs, and whose
         self._rows = self._mixed = 0  # entered since the last `check`, and those of no one sample
@@ -89,10 +89,11 @@ class LossRecord:
         self._last = None if outputs is None else weakref.ref(outputs), indices
         batch = indices, losses.detach()
         if again and self._waiting:
-            batch = _joined(self._waiting.pop(), batch)
-        elif len(self._waiting) == _MOST:
+            self._waiting[-1].append(batch)
+            return
+        if len(self._waiting) == _MOST:
             self._fetch()
-        self._waiting.append(batch)
+        self._waiting.append([batch])
 
     def expect(self) -> None:
         """Say that an epoch is over, in which losses should have been noted."""
@@ -176,7 +177,7 @@ class LossRecord:
             self._enter(torch.cat([at for at, _ in batch]), torch.cat([of for _, of in batch]))
 
     def _fetch(self) -> None:
-        self._noted += [(at.cpu(), noted.float().cpu()) for at, noted in self._waiting]
+        self._noted += map(_joined, self._waiting)
         self._waiting.clear()
 
     def _enter_own(self) -> None:
@@ -282,9 +283,10 @@ def _are_same(known: Tensor, indices: Tensor) -> bool:
     return torch.equal(known, indices) and bool((indices >= 0).any())
 
 
-def _joined(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Rows of two losses of a batch as rows of one; of a head that may be on another device."""
-    return torch.cat([one[0], two[0]]), torch.cat([one[1], two[1].to(one[1].device)])
+def _joined(batch: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The rows of all losses of a batch on the CPU; heads may be on several devices."""
+    indices, losses = zip(*batch, strict=True)
+    return torch.cat([at.cpu() for at in indices]), torch.cat([x.float().cpu() for x in losses])
 
 
 def _once_each(indices: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:

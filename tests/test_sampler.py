@@ -580,9 +580,7 @@ def test_a_loader_that_would_drop_its_only_batch_is_refused() -> None:
         sampler.attach(loader(size + 1))
     for whole in (loader(size), loader(size + 1, drop_last=False)):
         assert len(sampler.attach(whole)) == 1
-    found = make(
-        GradMatch(), fraction=None, tolerance=0.5
-    )  # whose first selection will tell its length
+    found = make(GradMatch(), fraction=None, tolerance=0.5)  # the first selection tells its length
     found.attach(DataLoader(found.selector.dataset, batch_size=N, drop_last=True))
 
 

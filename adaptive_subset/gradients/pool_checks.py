@@ -12,6 +12,7 @@ from torch.utils.data import (
     DataLoader,
     IterableDataset,
     RandomSampler,
+    Subset,
     SubsetRandomSampler,
     WeightedRandomSampler,
     default_collate,
@@ -19,9 +20,25 @@ from torch.utils.data import (
 
 from adaptive_subset.default_device import on_cpu
 from adaptive_subset.gradients.protocol import Gradients
+from adaptive_subset.gradients.snapshot import preserved_generators
 from adaptive_subset.items import split_batch
+from adaptive_subset.randomness import SeededLoader, preserved_random_state
 
 _SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+def read_twice(
+    pool: Any, places: Iterable[int], collate_fn: Callable[[Any], Any], num_workers: int
+) -> list[tuple[Any, Any]]:
+    """What `collate_fn` makes of the items of a dataset at `places`, each read twice.
+
+    By a worker where there are to be some, see `GradientSource`; random states are left alone.
+    """
+    twice = Subset(pool, [place for place in places for _ in range(2)])
+    read = SeededLoader(twice, None, num_workers=min(1, num_workers), collate_fn=collate_fn)
+    with preserved_random_state(), preserved_generators(pool):
+        found = list(read)
+    return list(zip(found[::2], found[1::2], strict=True))
 
 
 def is_map_style(data: Any) -> bool:

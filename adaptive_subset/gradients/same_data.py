@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import Subset
 
 from adaptive_subset.distributed import Ranks
-from adaptive_subset.gradients.snapshot import preserved_generators
+from adaptive_subset.gradients.pool_checks import read_twice
 from adaptive_subset.items import split_batch
-from adaptive_subset.randomness import SeededLoader, preserved_random_state
+from adaptive_subset.randomness import preserved_random_state
 
 _SAMPLES = 16
 
@@ -53,17 +52,14 @@ def _targets(
     pool: Any, places: list[int], target: int | str | None, num_workers: int
 ) -> list[str | None]:
     """Each target as it is written, None for one that is drawn at random."""
-    twice = Subset(pool, [place for place in places for _ in range(2)])
-    told = partial(_written, target=target)
-    read = SeededLoader(twice, None, num_workers=min(1, num_workers), collate_fn=told)
-    with preserved_random_state(), preserved_generators(pool):
+    with preserved_random_state():
         # As workers are: what is random by these is the same on all ranks. Not torch.manual_seed,
         # which would seed a GPU as well.
         random.seed(0)
         np.random.seed(0)
         torch.default_generator.manual_seed(0)
-        found = list(read)
-    return [one if one == two else None for one, two in zip(found[::2], found[1::2], strict=True)]
+        pairs = read_twice(pool, places, partial(_written, target=target), num_workers)
+    return [one if one == two else None for one, two in pairs]
 
 
 def _written(item: Any, target: int | str | None) -> str:

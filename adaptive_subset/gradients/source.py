@@ -26,6 +26,7 @@ from adaptive_subset.gradients.pool_checks import (
     check_pool,
     collated,
     is_map_style,
+    read_twice,
     shuffles,
 )
 from adaptive_subset.gradients.pool_losses import pool_losses
@@ -230,15 +231,11 @@ class GradientSource:
 
     def is_augmented(self) -> bool:
         """Whether the first items of a dataset come out differently from access to access."""
-        twice = [index for index in range(min(4, self.size or 0)) for _ in range(2)]
-        some = Subset(cast("Dataset[Any]", self.pool), twice)
         inputs = partial(_inputs, target=self.target)  # of what an item holds, all a worker sends
-        read = SeededLoader(some, None, num_workers=min(1, self.num_workers), collate_fn=inputs)
-        with preserved_random_state(), preserved_generators(self.pool):
-            found = list(read)
+        places = range(min(4, self.size or 0))
         return any(
             not torch.equal(first, again)
-            for pair in zip(found[::2], found[1::2], strict=True)
+            for pair in read_twice(self.pool, places, inputs, self.num_workers)
             for first, again in zip(*pair, strict=True)
             if first.shape == again.shape
         )

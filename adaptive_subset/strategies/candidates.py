@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adaptive_subset.gradients import BatchGradients, Gradients
 from adaptive_subset.gradients.look_ahead import LastLayer
+from adaptive_subset.gradients.share import Share
 from adaptive_subset.precision import full_precision
 
 
@@ -92,9 +93,8 @@ class Candidates:
         Zero where the gradients cancel up to rounding: there is nothing to match.
         """
         if self.validation is None:
-            return beyond_rounding(self.atoms.sum(), self.atoms.squared_norms())
-        given = self.validation.gradients
-        return beyond_rounding(given.sum(), given.squared_norms()) * self.validation.scale
+            return total_of(self.atoms)
+        return total_of(self.validation.gradients) * self.validation.scale
 
     def target_after(self, step: Tensor) -> Tensor:
         """b after the last layer moved by −`step` (d,).
@@ -239,12 +239,13 @@ class Choice:
         return cls(positions, weights)
 
 
-def beyond_rounding(total: Tensor, squared_norms: Tensor) -> Tensor:
-    """The sum of gradients (d,), or zeros where it is no longer than what rounding makes of it.
+def total_of(gradients: Gradients | Share) -> Tensor:
+    """``Σ gᵢ`` (d,), or zeros where it is no longer than what rounding makes of it.
 
     Each gᵢ is known to about ε‖gᵢ‖, and their errors are of all directions.
     """
-    noise = 8 * torch.finfo(total.dtype).eps * squared_norms.sum().sqrt()
+    total = gradients.sum()
+    noise = 8 * torch.finfo(total.dtype).eps * gradients.squared_norms().sum().sqrt()
     return torch.where(total.norm() <= noise, 0.0, total)
 
 

@@ -18,8 +18,8 @@ from adaptive_subset.strategies.candidates import (
     Choice,
     Opened,
     Validation,
-    beyond_rounding,
     errors_of,
+    total_of,
 )
 
 
@@ -54,9 +54,7 @@ class SpreadCandidates(Candidates):
     def target(self) -> Tensor:
         """See `Candidates.target`."""
         validation = self.validation_share
-        if validation is None:
-            return beyond_rounding(self.share.sum(), self.share.squared_norms())
-        return beyond_rounding(validation.sum(), validation.squared_norms()) * self.scale
+        return total_of(self.share) if validation is None else total_of(validation) * self.scale
 
     def relative_errors(self, choice: Choice, *factors: float) -> list[float | None]:
         """See `Candidates.relative_errors`; the figures of rank 0."""
