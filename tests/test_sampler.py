@@ -63,6 +63,7 @@ def make(
     strategy: Any = None,
     fraction: float | None = 0.25,
     tolerance: float | None = None,
+    weights: Literal["mean-one", "matched"] = "mean-one",
     **options: Any,
 ) -> AdaptiveSubsetSampler:
     criterion = nn.CrossEntropyLoss()
@@ -72,6 +73,7 @@ def make(
         criterion=criterion,
         fraction=fraction,
         tolerance=tolerance,
+        weights=weights,
     )
     return AdaptiveSubsetSampler(selector, **{"every": 2, **options})
 
@@ -264,6 +266,10 @@ def test_warm_starts_of_nothing_and_all(share: float) -> None:
         (
             {"weighting": "resample", "strategy": OrderDP()},
             r"`weighting` must be \"loss\" for .* the losses of training, got \"resample\" for Ord",
+        ),
+        (
+            {"weighting": "resample", "strategy": GradMatch(), "weights": "matched"},
+            r"`weighting` must be \"loss\" for weights=\"matched\", got \"resample\": samples",
         ),
         ({"num_replicas": 2, "rank": 2}, r"`rank` must be in \[0, 1\], got 2"),
         ({"num_replicas": 11, "rank": 0}, r"`budget` must give each of 11 ranks"),

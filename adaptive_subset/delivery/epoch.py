@@ -14,7 +14,7 @@ from torch import Tensor
 from adaptive_subset.checks import check_state, check_word
 from adaptive_subset.default_device import on_cpu
 from adaptive_subset.randomness import Purpose, resample, seeded
-from adaptive_subset.strategies import Strategy
+from adaptive_subset.selector import Selector
 
 
 class TaggedIndex(int):
@@ -74,9 +74,16 @@ def in_order(
     return Order(chosen, None if resampled else weights[share].flatten())
 
 
-def check_weighting(weighting: str, strategy: Strategy) -> None:
-    """Raise a ValueError for what is no weighting, or none that `strategy` can go with."""
+def check_weighting(weighting: str, selector: Selector) -> None:
+    """Raise a ValueError for what is no weighting, or none that `selector` can go with."""
     check_word("weighting", weighting, ("loss", "resample"))
+    strategy = selector.strategy
+    if weighting == "resample" and selector.weights == "matched":
+        raise ValueError(
+            '`weighting` must be "loss" for weights="matched", got "resample": samples are '
+            "repeated in proportion to their weights, so that the length of the matched gradient "
+            'would be lost. Give the Selector weights="mean-one", or wrap the loss.'
+        )
     if weighting == "resample" and strategy.needs_losses:
         raise ValueError(
             '`weighting` must be "loss" for a strategy that goes by the losses of training, got '

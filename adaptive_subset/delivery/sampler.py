@@ -45,8 +45,8 @@ class AdaptiveSubsetSampler(Sampler[int]):
         warm_start: κ in [0, 1], the share of the epochs before the first selection.
         weighting: "loss" hands the weights to `WeightedLoss`; "resample" is for loops whose loss
             cannot be wrapped: samples are repeated in proportion to their weight (systematic
-            resampling, each within one of its expectation) and have no weights. Not for strategies
-            that go by the losses of training: nothing tells a loss then whose it is.
+            resampling, each within one of its expectation) and have no weights. Not for "matched"
+            weights, nor where the losses of training count: nothing tells a loss whose it is.
         seed: of the order.
         num_replicas, rank: how many processes share an epoch, and which one this is. Each rank
             gets a disjoint share of the same length; fewer than `num_replicas` samples (or
@@ -76,7 +76,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
         if not isinstance(selector, Selector):
             raise TypeError(f"`selector` must be a Selector, got {shown(selector)}. Build one.")
         strategy = selector.strategy
-        check_weighting(weighting, strategy)
+        check_weighting(weighting, selector)
         every = strategy.every if every is None else every
         self.selector = selector
         self.dataset = TaggedDataset(selector.dataset, selector.pool.source.target)
