@@ -14,18 +14,29 @@ class Calls:
         self.number = 0
         self.is_held = False  # by one
         self.are_due = False  # an epoch is over
+        self._before = 0  # their number at the last `check`
 
-    @property
-    def are_missing(self) -> bool:
-        """Whether training went through an epoch without any."""
-        return self.is_held and self.are_due and not self.number
+    def check(self, weights: Tensor, *, are_learnt: bool) -> None:
+        """Say so where training went through an epoch without any since the last time.
 
-    def warn(self, weights: Tensor) -> None:
-        """Say so, unless all `weights` are one."""
+        Args:
+            weights: (k,) of the loss in that epoch; where all are one, none is lost.
+            are_learnt: whether the strategy goes by the losses of training. The first time that it
+                learns none, `LossRecord.check` raises.
+        """
+        before, self._before = self._before, self.number
+        are_due, self.are_due = self.are_due, False
+        if not (self.is_held and are_due and self.number == before):
+            return
         if bool(((weights - 1).abs() > 1e-3).any()):
-            warnings.warn(
-                "the WeightedLoss of the selector was not called in a whole epoch, so training "
-                "follows another gradient than the one that was selected. Train on what it "
-                "returns: a loss that the model computes by itself has no weights.",
-                stacklevel=3,
-            )
+            effect = "training follows another gradient than the one that was selected"
+        elif are_learnt and before:
+            effect = "the selection goes by losses of earlier epochs"
+        else:
+            return
+        warnings.warn(
+            f"the WeightedLoss of the selector was not called in a whole epoch, so {effect}. Train "
+            "on what it returns: a loss that the model computes by itself has no weights, and a "
+            "copy of the WeightedLoss, or another one, tells the selector nothing.",
+            stacklevel=3,
+        )

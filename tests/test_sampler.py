@@ -574,6 +574,46 @@ def test_training_by_another_loss_than_the_weighted_one_is_told(
         sampler.maybe_reselect(net, 1)  # without weights nothing is lost
 
 
+@nothing_is_saved
+@pytest.mark.parametrize(
+    ("strategy", "effect"), [(GradMatch(), "follows another"), (OrderDP(), "goes by losses of")]
+)
+def test_a_loss_that_is_no_longer_called_is_told(strategy: Strategy, effect: str) -> None:
+    """As where the loop goes on with a copy of it, or with another loss in its last epochs."""
+    sampler, net = make(strategy, every=1), model()
+    criterion = WeightedLoss(nn.CrossEntropyLoss(), sampler.selector)
+    loader = DataLoader(sampler.dataset, batch_size=4, sampler=sampler)
+
+    def train(epoch: int, loss: WeightedLoss) -> None:
+        sampler.maybe_reselect(net, epoch)
+        for x, y in loader:
+            loss(net(x), y).backward()
+
+    for epoch in range(2):
+        train(epoch, criterion)
+    train(2, copy.deepcopy(criterion))
+    with pytest.warns(UserWarning, match=f"was not called in a whole epoch, so .*{effect}") as told:
+        sampler.maybe_reselect(net, 3)
+    assert told[0].filename == __file__
+    train(3, criterion)
+    sampler.maybe_reselect(net, 4)
+
+
+def test_an_epoch_that_was_over_when_it_was_saved_misses_no_loss() -> None:
+    def at(epoch: int) -> tuple[AdaptiveSubsetSampler, Any]:
+        sampler = make(every=4)
+        WeightedLoss(nn.CrossEntropyLoss(), sampler.selector)
+        sampler.maybe_reselect(model(), epoch)
+        return sampler, iter(sampler)
+
+    first, rest = at(0)
+    assert len(list(rest)) == len(first)
+    resumed, rest_again = at(0)
+    rest_again.load_state_dict(rest.state_dict())
+    assert not list(rest_again)
+    resumed.maybe_reselect(model(), 1)  # without a warning
+
+
 def test_a_loader_that_would_drop_its_only_batch_is_refused() -> None:
     sampler = make()
     size = len(sampler)

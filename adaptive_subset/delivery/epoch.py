@@ -142,6 +142,7 @@ class Epoch(Iterator[int]):
         self._order = Order(torch.empty(0, dtype=torch.int64), None)
         self._stretch: Iterator[int] = iter(())  # from the position on
         self._read, self._start = 0, 0.0  # how many indices it ends at, and when it all began
+        self._has_read = False  # anything, since it was last over
         self._saved: dict[str, Any] | None = None
 
     @property
@@ -163,11 +164,13 @@ class Epoch(Iterator[int]):
         if self._epoch is None:
             self._enter()
         if self._read == len(self._order):
-            self._finished(time.perf_counter() - self._start)
-            self._start = time.perf_counter()
+            if self._has_read:  # else it was over when its state was saved
+                self._finished(time.perf_counter() - self._start)
+            self._has_read = False
             raise StopIteration
         stretch = self._order.stretch(self._read)
         self._read, self._stretch = self._read + len(stretch), iter(stretch)
+        self._has_read = True
         return next(self._stretch)
 
     def _enter(self) -> None:
@@ -187,7 +190,7 @@ class Epoch(Iterator[int]):
                 )
             position = saved["position"] if same else len(order)
         self._epoch, self._order, self._read = epoch, order, position
-        self._start = time.perf_counter()
+        self._start, self._has_read = time.perf_counter(), False
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, position in it and its length; before it began what was loaded."""

@@ -174,9 +174,9 @@ class AdaptiveSubsetSampler(Sampler[int]):
         """
         agree(Ranks.of_run(), lambda: self._question(epoch))
         self._clock.ask(epoch)
-        calls, selection = self.selector.calls, self.selection
-        if self.weighting == "loss" and calls.are_missing and selection is not None:
-            calls.warn(selection.loss_weights)
+        calls, are_learnt = self.selector.calls, self.selector.losses is not None
+        if self.weighting == "loss" and self.selection is not None:
+            calls.check(self.selection.loss_weights, are_learnt=are_learnt)
         if not self._schedule.is_due(self.epoch, self.selection):
             self.selector.exchange_losses()
             return None
