@@ -14,9 +14,9 @@ class Calls:
         self.number = 0
         self.is_held = False  # by one
         self.are_due = False  # an epoch is over
-        self._before = 0  # their number at the last `check`
+        self._before = 0  # their number at the last look
 
-    def check(self, weights: Tensor, *, are_learnt: bool) -> None:
+    def warn_if_missing(self, weights: Tensor, *, are_learnt: bool) -> None:
         """Say so where training went through an epoch without any since the last time.
 
         Args:

@@ -176,7 +176,7 @@ class AdaptiveSubsetSampler(Sampler[int]):
         self._clock.ask(epoch)
         calls, are_learnt = self.selector.calls, self.selector.losses is not None
         if self.weighting == "loss" and self.selection is not None:
-            calls.check(self.selection.loss_weights, are_learnt=are_learnt)
+            calls.warn_if_missing(self.selection.loss_weights, are_learnt=are_learnt)
         if not self._schedule.is_due(self.epoch, self.selection):
             self.selector.exchange_losses()
             return None
