@@ -174,6 +174,8 @@ def test_what_it_can_not_solve_is_left_to_the_other(device: torch.device) -> Non
     found = omp_together(given, device, room=2e6)
     assert [result is None for result in found] == [False, True, True, True]
     assert omp_together(given[:2], device, nonnegative=False, room=2e6)[1] is not None
+    single = DenseGradients(torch.ones(3, 2)), torch.ones(2), 1, 1e-6  # `omp` takes it to float64
+    assert omp_together([on(device, single)], device, nonnegative=False, room=2e6) == [None]
     assert omp_together(given[:1], torch.device("cpu")) == [None]  # it does not say what is free
 
 

@@ -12,8 +12,14 @@ from hypothesis import strategies as st
 from sklearn.linear_model import orthogonal_mp_gram
 from torch import Tensor
 
-from adaptive_subset.gradients.factored import FactoredGradients
+from adaptive_subset.gradients import (
+    BatchGradients,
+    DenseGradients,
+    FactoredGradients,
+    Gradients,
+)
 from adaptive_subset.strategies.solvers.atoms import DenseAtoms, atoms_of
+from adaptive_subset.strategies.solvers.greedy_path import GreedyPath
 from adaptive_subset.strategies.solvers.matching_pursuit import _make_feasible, omp
 from tests import reference
 
@@ -459,6 +465,57 @@ def test_float32_atoms_match_as_well_as_float64_ones(
     chosen = matrix[single.support].double().numpy()
     exact = reference.ridge_weights(chosen, target.numpy(), ridge)
     np.testing.assert_allclose(single.weights.numpy(), exact, atol=1e-4 * abs(exact).max())
+
+
+@both_forms
+@both_signs
+@pytest.mark.parametrize("relative", [0.0, 1e-6, 1e-5])
+@pytest.mark.parametrize(("n", "d", "k"), [(21, 21, 18), (34, 19, 18), (40, 6, 39)])
+def test_under_a_small_ridge_float32_atoms_are_matched_as_in_float64(
+    n: int, d: int, k: int, relative: float, form: Any, nonnegative: bool
+) -> None:
+    """Of lengths far apart. A weight is a correlation over λ, and so is the error of one."""
+    matrix, _ = gaussian(n, d, seed=n)
+    lengths = torch.randn(n, 1, generator=torch.Generator().manual_seed(n)).mul(2).exp()
+    matrix = (matrix * lengths).float()
+    target, ridge = matrix.sum(0), relative * float(matrix.square().sum(1).mean())
+    options = {"nonnegative": nonnegative, "_form": form}
+    single = solve(matrix, target, k, ridge, **options)
+    double = solve(matrix.double(), target.double(), k, ridge, **options)
+    assert single.support.tolist() == double.support.tolist()
+    torch.testing.assert_close(single.weights, double.weights.float(), rtol=1e-6, atol=0)
+
+
+def kinds(delta: Tensor, features: Tensor) -> list[Gradients]:
+    """The same gradients, held in several ways, and the means of pairs of them."""
+    factored = FactoredGradients([(delta, features)])
+    dense = DenseGradients((delta[:, :, None] * features[:, None]).flatten(1))
+    pairs = torch.arange(len(delta)).view(-1, 2)
+    return [factored, dense, *(BatchGradients(each, pairs) for each in (factored, dense))]
+
+
+@both_forms
+@pytest.mark.parametrize("kind", range(4))
+def test_gradients_of_any_kind_are_computed_with_in_float64(kind: int, form: Any) -> None:
+    """Of whole numbers, so that float32 holds each product of two factors."""
+    generator = torch.Generator().manual_seed(2)
+    delta, features = (
+        torch.randint(-9, 10, (60, width), generator=generator).float() for width in (4, 5)
+    )
+    single, double = kinds(delta, features)[kind], kinds(delta.double(), features.double())[kind]
+    target, path = single.sum().numpy(), GreedyPath()
+    found, expected = (
+        omp(atoms_of(each), target.astype(atoms_of(each).dtype), 15, ridge=0.0, _form=form)
+        for each in (single, double)
+    )
+    assert single.double().dtype == torch.float64
+    assert found.weights.dtype == np.float32
+    np.testing.assert_array_equal(found.support, expected.support)
+    np.testing.assert_allclose(found.weights, expected.weights, rtol=1e-6)
+    omp(atoms_of(single), target, 20, ridge=0.0, path=path, _form=form)
+    again = path.at(atoms_of(single), target, 15, 0.0)
+    np.testing.assert_array_equal(again.support, expected.support)
+    np.testing.assert_allclose(again.weights, expected.weights, rtol=1e-6)
 
 
 def adversarial() -> dict[str, tuple[Tensor, Tensor]]:

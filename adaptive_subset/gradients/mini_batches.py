@@ -53,6 +53,10 @@ class BatchGradients(Gradients):
         gram = self.gram[index][:, index]
         return BatchGradients(self._gradients, self._members[index], gram)
 
+    def double(self) -> BatchGradients:
+        """See `Gradients.double`."""
+        return BatchGradients(self._gradients.double(), self._members)
+
     def sum(self, weights: Tensor | None = None, index: Tensor | None = None) -> Tensor:
         """See `Gradients.sum`."""
         members = self._members if index is None else self._members[index]

@@ -25,6 +25,7 @@ class Gradients(Protocol):
     | `len(g)`, `g.dim`           | n, d                                       |          |
     | `take(i)`                   | the gradients `G[i]`                       |          |
     | `compact()`                 | the gradients G, fastest to compute        |          |
+    | `double()`                  | the gradients G, in float64                |          |
     | `sum(w, i)`                 | `wᵀ G[i]`                                  | (d,)     |
     | `correlate(v, first)`       | `G[:first] v`                              | (first,) |
     | `dense(j)`                  | `G[j]`                                     | (d,)     |
@@ -74,6 +75,10 @@ class Gradients(Protocol):
     def compact(self) -> Gradients:
         """The same in the form that is fastest to compute with; it holds no more numbers."""
         return self
+
+    def double(self) -> Gradients:
+        """The same held and computed with in float64; a copy. Raises as `rows` does."""
+        return self.with_rows([rows.double() for rows in self.rows()])
 
     @abstractmethod
     def sum(self, weights: Tensor | None = None, index: Tensor | None = None) -> Tensor:
@@ -155,7 +160,7 @@ class Gradients(Protocol):
 
     def _not_by_rows(self) -> ValueError:
         return ValueError(
-            "`gradients` must be held row by row to travel between ranks, got "
-            f"{type(self).__name__}. Select in one process, or give that class `rows` and "
-            "`with_rows`."
+            "`gradients` must be held row by row to travel between ranks, or to be matched under a "
+            f"ridge of next to none, got {type(self).__name__}. Give that class `rows` and "
+            "`with_rows`, or select in one process with a larger ridge."
         )

@@ -29,6 +29,7 @@ class Atoms(Protocol):
     def dtype(self) -> np.dtype[Any]: ...
     def __len__(self) -> int: ...
     def take(self, index: Array, /) -> Atoms: ...  # those at index
+    def double(self) -> Atoms: ...  # the same in float64
     def sum(self, weights: Array, index: Array, /) -> Array: ...  # (d,): Σ wᵢaᵢ over index
     def correlate(self, vector: Array, first: int, /) -> Array: ...  # ⟨aᵢ, vector⟩, i < first
     def dense(self, index: int, /) -> Array: ...  # (d,): one atom
@@ -47,6 +48,9 @@ class DenseAtoms:
 
     def take(self, index: Array) -> DenseAtoms:
         return DenseAtoms(self.matrix[index])
+
+    def double(self) -> DenseAtoms:
+        return DenseAtoms(self.matrix.astype(np.float64))
 
     def sum(self, weights: Array, index: Array) -> Array:
         return weights @ self.matrix[index]
@@ -88,6 +92,9 @@ class GradientAtoms:
 
     def take(self, index: Array) -> GradientAtoms:
         return GradientAtoms(self.gradients.take(self._on_device(index)))
+
+    def double(self) -> GradientAtoms:
+        return GradientAtoms(self.gradients.double())
 
     def sum(self, weights: Array, index: Array) -> Array:
         return _array(self.gradients.sum(self._on_device(weights), self._on_device(index)))

@@ -21,7 +21,11 @@ from adaptive_subset.gradients import Gradients
 from adaptive_subset.strategies.solvers.device_memory import batches
 from adaptive_subset.strategies.solvers.facility_location import tiles
 from adaptive_subset.strategies.solvers.greedy_path import OMPResult
-from adaptive_subset.strategies.solvers.matching_pursuit import least_correlation, raised_ridge
+from adaptive_subset.strategies.solvers.matching_pursuit import (
+    least_correlation,
+    raised_ridge,
+    small,
+)
 from adaptive_subset.strategies.solvers.recorded import LOOK, Recorded
 
 _TINY, _HUGE = 1e-200, 1e300  # instead of 0 and ∞, where these would give NaN or not compare
@@ -62,9 +66,9 @@ def omp_together(
         room: bytes to use at most, by default most of what is free on the device.
 
     Returns:
-        A result each, and None for what is left to `omp`: a problem too large for the memory or of
-        a ridge so small that an atom can not be dropped by a downdate, what is not finite, and all
-        of them on a device without float64.
+        A result each, and None for what is left to `omp`: a problem too large for the memory, one
+        of a `small` ridge with weights that may be dropped or with float32 atoms, what is not
+        finite, and all of them on a device without float64.
     """
     results: list[OMPResult | None] = [None] * len(problems)
     sizes = [(each.n, min(each.budget, each.n)) for each in problems]
@@ -118,10 +122,10 @@ class _Pursuit:
                 self.c = torch.zeros(count, n, dtype=torch.float64, device=device)
             norms, b = gradients.squared_norms().double(), target.double()
             total, longest, energy = torch.stack([norms.sum(), norms.max(), b @ b]).tolist()
-            ridge, margin = raised_ridge(asked, total / size, torch.finfo(dtype).eps)
-            # s >= λ²/(λ + ‖a‖²) where an atom is dropped: `omp` starts again where it is too small.
-            safe = not nonnegative or ridge * ridge >= 1e-9 * longest * (ridge + longest)
-            self.taken.append(math.isfinite(total + energy) and safe)
+            ridge, margin = raised_ridge(asked, total / size)
+            # What `omp` computes in float64, or has a way to drop an atom for.
+            hard = small(ridge, longest) and (nonnegative or dtype != torch.float64)
+            self.taken.append(math.isfinite(total + energy) and not hard)
             if self.taken[-1]:
                 self.c[i, :size] = gradients.correlate(target.to(dtype))
                 for rows, columns in tiles(size, size, device):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -41,9 +42,12 @@ class GreedyPath:
         self.steps: list[tuple[int, list[int], Array]] = []
         self.size = 0  # of the support at its end
 
-    def begin(self, budget: int, ridge: float, order: Array, primal: bool) -> None:
-        """A run starts: with the λ that it solves with, the order of its atoms, and its form."""
+    def begin(
+        self, budget: int, ridge: float, order: Array, primal: bool, dtype: np.dtype[Any]
+    ) -> None:
+        """A run starts: with the λ that it solves with, its atoms' order and dtype, its form."""
         self.budget, self.ridge, self.order, self.primal = budget, ridge, order, primal
+        self.dtype = dtype
         self.steps, self.size = [], 0
 
     def step(self, best: int, out: list[int], state: Array) -> None:
@@ -70,7 +74,9 @@ class GreedyPath:
                 break
         chosen = self.order[np.array(support, dtype=np.int64)]
         if self.primal and support:  # the state is the residual
-            rows = np.stack([atoms.dense(int(index)) for index in chosen])
+            own = atoms.take(chosen)
+            own = own if own.dtype == self.dtype else own.double()
+            rows = np.stack([own.dense(place) for place in range(len(chosen))])
             state = rows.astype(np.float64) @ state  # as the fit does: λ may be very small
         weights = (state / self.ridge).astype(atoms.dtype)
         rest = target.astype(np.float64) - atoms.sum(weights.astype(np.float64), chosen)

@@ -40,17 +40,17 @@ def omp(
 
     Deviations: weights are non-negative unless asked otherwise; the norm is squared; no atom is
     taken twice (under a ridge the correlation of a chosen one is λwᵢ, not 0). λ is raised to
-    max(10⁻⁸, 8 machine epsilons) · mean ‖aᵢ‖² where it is smaller, so that λ = 0 means the limit;
-    up to ten times that, correlations of at most 10 λ max |w| count as zero: those of S, λw, are of
-    the size of what rounding makes of others.
+    10⁻⁸ mean ‖aᵢ‖² where it is smaller, so that λ = 0 means the limit; up to ten times that,
+    correlations of at most 10 λ max |w| count as zero: those of S, λw, are of the size of what
+    rounding makes of others. Where λ is `small`, float32 atoms are copied in float64: weights are
+    correlations over λ, which would make as much of their rounding.
 
     Cost of an atom, float64 counted twice: 4d² and one `correlate` in the primal form, about nk
     and one `gram_column` in the dual one; the primal form is taken where 4d² <= nk, and then its
     2d² + kd numbers of memory are fewer than the other's nk. It looks only at atoms long enough
     to win, ‖aᵢ‖‖r‖ >= max cⱼ: few, where most samples are fitted well; and of many only at those
     that can have caught up since all were read, see `Shortlist`, of which it copies a quarter at
-    most. Where λ is below about
-    3·10⁻⁵ mean ‖aᵢ‖² a dropped atom costs as much as adding all the others again.
+    most. Where λ is `small` a dropped atom may cost as much as adding all the others again.
 
     Args:
         atoms: n vectors of length d, float32 or float64; the state is kept in float64.
@@ -71,7 +71,10 @@ def omp(
     norms = _check(atoms, target, budget, ridge, tolerance)
     n, d, b = len(atoms), atoms.dim, target.astype(np.float64)
     budget, energy, mean = min(budget, n), float(b @ b), float(norms.sum()) / max(n, 1)
-    solved, margin = raised_ridge(ridge, mean, float(np.finfo(atoms.dtype).eps))
+    dtype, longest = atoms.dtype, float(norms.max(initial=0))
+    solved, margin = raised_ridge(ridge, mean)
+    if dtype == np.float32 and small(solved, longest):
+        atoms = atoms.double()
     primal = _form == "primal" if _form else 4 * d * d <= n * budget
     order = np.arange(n)
     if primal:
@@ -79,10 +82,10 @@ def omp(
         atoms, norms = atoms.take(order), norms[order]
     fit = (PrimalFit if primal else DualFit)(atoms, b, norms, budget, solved)
     closed = np.zeros(n, dtype=atoms.dtype)  # −∞ where chosen
-    least = least_correlation(float(norms.max(initial=0)), energy)
+    least = least_correlation(longest, energy)
     dropped = 0
     if path is not None:
-        path.begin(budget, solved, order, primal)
+        path.begin(budget, solved, order, primal, atoms.dtype)
     for _ in range(most_steps(budget)):
         before = fit.objective
         if len(fit.support) == budget or before <= tolerance * energy:
@@ -102,20 +105,28 @@ def omp(
             path.step(best, out, fit.state())
         if out and before - fit.objective <= 1e-15 * energy:
             break  # no progress beyond rounding: the only way to run in circles
-    weights = fit.weights().astype(atoms.dtype)
+    weights = fit.weights().astype(dtype)
     rest = b - fit.combine(weights.astype(np.float64))
     support = order[np.array(fit.support, dtype=np.int64)]
     return OMPResult.of(support, weights, rest, ridge, dropped)
 
 
-def raised_ridge(ridge: float, mean: float, eps: float) -> tuple[float, float]:
-    """λ, or its floor: `mean` is that of ‖aᵢ‖², `eps` the machine epsilon of the atoms.
+def raised_ridge(ridge: float, mean: float) -> tuple[float, float]:
+    """λ, or its floor: `mean` is that of ‖aᵢ‖².
 
     With it the number of λ max |w| that a correlation must have more of, 0 where λ is large enough
     for rounding not to matter.
     """
-    floor = max(1e-8, 8 * eps) * mean
+    floor = 1e-8 * mean
     return max(ridge, floor), 10.0 * (ridge < 10 * floor)
+
+
+def small(ridge: float, longest: float) -> bool:
+    """Whether λ is below about 3·10⁻⁵ of the `longest` ‖aᵢ‖².
+
+    The s = λ² / (λ + ‖aᵢ‖²) of an atom that is dropped may then be too small to divide by.
+    """
+    return ridge * ridge < 1e-9 * longest * (ridge + longest)
 
 
 def least_correlation(longest: float, energy: float) -> float:
