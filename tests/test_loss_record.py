@@ -91,6 +91,24 @@ def test_a_strategy_that_would_go_by_other_losses_raises(step: Step, message: st
         train(step)
 
 
+def test_a_loss_of_the_targets_of_two_samples_is_neither_ones_own() -> None:
+    """Of equal weights, which would not tell."""
+    selector = Selector(TensorDataset(torch.zeros(6, 1), torch.arange(6)), OrderDP(), budget=3)
+
+    def mixed(output: Tensor, one: Tensor, two: Tensor) -> Tensor:
+        return 0.7 * F.cross_entropy(output, one) + 0.3 * F.cross_entropy(output, two)
+
+    criterion, labels = WeightedLoss(mixed, selector), torch.tensor([3, 1, 4])
+    y = WeightedTarget(labels, torch.ones(3), labels)
+    criterion(torch.randn(3, 6, requires_grad=True), y, y[[0, 2, 1]])
+    assert selector.losses is not None
+    assert (~selector.losses.values.isnan()).nonzero().flatten().tolist() == [3]
+    with pytest.raises(RuntimeError, match=r"single sample for OrderDP.* in 2 of 3 rows"):
+        selector.losses.check("OrderDP", is_held=True)
+    criterion(torch.randn(3, 6, requires_grad=True), y, y.clone())
+    assert int((~selector.losses.values.isnan()).sum()) == 3
+
+
 def test_a_few_mixtures_are_left_out() -> None:
     def some(criterion: WeightedLoss, x: Tensor, y: Tensor, net: nn.Module) -> Tensor:
         batches.append(len(x))

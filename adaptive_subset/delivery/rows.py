@@ -134,7 +134,7 @@ def elementwise(
         return None
     if any(other.shape[:1] != first.shape[:1] or other.ndim != first.ndim for other in others):
         return None
-    if all(_equal(first.tags, other.tags) for other in others):
+    if all(are_same(first.tags, other.tags) for other in others):
         numbers = [v for v in values if v is not first and isinstance(v, (int, float, Tensor))]
         if name in ("mul", "multiply") and len(numbers) == 1 and not others:
             return first.tags, _scaled(first.share, numbers[0])
@@ -159,7 +159,7 @@ def _rowless(operand: Tensor, target: Any) -> bool:
     return operand.ndim == target.ndim and operand.shape[0] == 1 < len(target)
 
 
-def _equal(tags: Tags, others: Tags) -> bool:
+def are_same(tags: Tags, others: Tags) -> bool:
     """Whether both are those of the same samples."""
     return all(
         tag is other
@@ -187,9 +187,14 @@ def _mixture(one: Any, two: Any, alpha: Any) -> Tags | None:
     if isinstance(weights, float) != isinstance(partners, float):
         return None
     mixed = shares[0] * weights + shares[1] * partners
-    if isinstance(weights, float):
-        return mixed, indices if indices == partner_indices else -1
-    return mixed, torch.where(indices == partner_indices, indices, -1)
+    return mixed, common_indices(indices, partner_indices)
+
+
+def common_indices(indices: Any, others: Any) -> Any:
+    """`indices` where the `others` are the same; −1, of no one sample, elsewhere."""
+    if isinstance(indices, Tensor):
+        return torch.where(indices == others, indices, -1)
+    return indices if indices == others else -1
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from adaptive_subset.calls import Calls
 from adaptive_subset.checks import loss as checked_loss
-from adaptive_subset.delivery.rows import Tags
+from adaptive_subset.delivery.rows import Tags, are_same, common_indices
 from adaptive_subset.delivery.tags import WeightedTarget
 from adaptive_subset.gradients.loss_batch import Criterion, LossBatch
 from adaptive_subset.gradients.per_sample import losses_and_divisor, sums_of_rows
@@ -272,14 +272,17 @@ def _common_tags(targets: list[WeightedTarget]) -> Tags | None:
         tags = [tags for target in targets if (tags := target.tags) is not None]
     if not tags or len(tags) < len(targets):
         return None
+    weights, indices = tags[0]
     for other in tags[1:]:
-        weights = (torch.as_tensor(weights) for weights, _ in (tags[0], other))
-        if other is not tags[0] and not torch.equal(*weights):
+        if are_same(tags[0], other):
+            continue
+        if not torch.equal(torch.as_tensor(weights), torch.as_tensor(other[0])):
             raise ValueError(
                 "`target` must carry the same weights in all its parts, got targets of different "
                 "samples in one call. Call the loss once for each of them."
             )
-    return tags[0]
+        indices = common_indices(indices, other[1])  # of equal weights, by chance
+    return weights, indices
 
 
 def _lost(targets: list[Any]) -> RuntimeError:
