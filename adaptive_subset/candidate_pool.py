@@ -251,8 +251,9 @@ def fraction_of(
             f"{fraction} for {strategy!r}: some epochs may take more samples than it leaves. "
             "Take a strategy of one size."
         )
-    if round(fraction * n) < (budget or 1):
-        least = "one sample" if budget is None else f"the budget of {budget} samples"
+    if round(fraction * n) < (budget or strategy.unit):
+        unit = "one sample" if strategy.unit == 1 else f"one mini-batch of {strategy.unit} samples"
+        least = unit if budget is None else f"the budget of {budget} samples"
         raise ValueError(
             f"`pool_fraction` must leave at least {least} to choose from, got {fraction}, "
             f"which leaves {round(fraction * n)}."

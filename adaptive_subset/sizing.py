@@ -90,6 +90,11 @@ def sizing(
             raise ValueError(
                 f"`tolerance` must come with a strategy that computes gradients, got {strategy!r}."
             )
+        if strategy.unit > n:
+            raise ValueError(
+                f"`batch_size` must be at most {n}, the samples of the dataset, for a strategy "
+                f"that chooses mini-batches of it, got {strategy.unit}. Choose a smaller one."
+            )
         if strategy.size_varies:
             raise ValueError(
                 "`tolerance` must come with a strategy of one size, since it sets the size in the "

@@ -106,6 +106,17 @@ def test_the_budget_follows_from_fraction_or_budget(arguments: dict[str, Any], b
             r"`pool_fraction` must be 1 for a strategy whose sizes vary, got 0.5 for PerEpoch",
         ),
         (
+            {"fraction": None, "tolerance": 0.5, "strategy": GradMatchPB(batch_size=41)},
+            r"`batch_size` must be at most 40, the samples of the dataset, .* got 41\.",
+        ),
+        (
+            {
+                **{"fraction": None, "tolerance": 0.5, "strategy": GradMatchPB(batch_size=30)},
+                "pool_fraction": 0.5,
+            },
+            r"`pool_fraction` must leave at least one mini-batch of 30 samples .* leaves 20",
+        ),
+        (
             {"fraction": None, "tolerance": 0.5, "pool_fraction": 0.01},
             r"`pool_fraction` must leave at least one sample to choose from, got 0.01, .* leaves 0",
         ),
