@@ -288,6 +288,18 @@ def test_slopes_of_tokens_are_those_of_autograd(
     torch.testing.assert_close(slopes[1:3, 2:], logits.grad[1:3, 2:], rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_slopes_of_half_logits_take_the_weights_as_they_are(dtype: torch.dtype) -> None:
+    """Their sum over many classes has no room in float16, and no digits in bfloat16."""
+    classes = 70_001
+    logits, y = torch.zeros(1, 2, classes, dtype=dtype), torch.zeros(1, 2, dtype=torch.int64)
+    loss = TokenLoss("sum", label_smoothing=0.1, weight=torch.full((classes,), 1.1))
+    slopes = loss.slopes(logits, y)[:].double()
+    expected = logits.double().requires_grad_()
+    loss.terms(expected, y)[0].sum().backward()
+    torch.testing.assert_close(slopes, expected.grad, rtol=1e-4, atol=1e-9)
+
+
 class Behind(nn.Module):
     """A tagger that does something with the output of its head."""
 

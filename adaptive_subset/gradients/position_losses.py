@@ -127,10 +127,11 @@ class TokenLoss(_PositionLoss):
         """``∂ℓᵢ/∂z`` of what each sample adds to a sum of `terms`, in at least float32."""
         labels = self._lined_up(logits, target)[1].view(target.shape)
         counts, dtype = labels != self.ignore_index, torch.promote_types(logits.dtype, torch.float)
-        labels, share, weight = labels.where(counts, 0), counts.to(dtype), self._weights(logits)
+        labels, share = labels.where(counts, 0), counts.to(dtype)
+        weight = self._weights(share)  # not in half precision, as for half logits
         if self.reduction == "mean-per-sample":
             share /= counts.sum(1, keepdim=True).clamp(min=1)
-        hit = share if weight is None else share * weight.to(dtype)[labels]
+        hit = share if weight is None else share * weight[labels]
         smoothing, rest = self.label_smoothing, None
         if smoothing:
             hit, rest = hit * (1 - smoothing), share * (smoothing / logits.shape[-1])
