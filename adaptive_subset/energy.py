@@ -143,14 +143,15 @@ class EnergyMeter:
 
 def _device(kind: str) -> Any:
     """pyJoules' device with its counters, which were read once."""
-    logging.disable(logging.WARNING)  # pyJoules warns when there is no NVIDIA library
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))  # pyJoules warns where NVIDIA's library is not
     try:
         from pyJoules.device import rapl_device
         from pyJoules.exception import NoSuchDeviceError
     except ImportError as error:
         raise EnergyError(f"the library {error.name} is missing: {INSTALL}") from error
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
     try:
         if kind == "rapl":
             device: Any = rapl_device.RaplDevice

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from pathlib import Path
@@ -71,6 +72,15 @@ def test_phases_add_up_in_joules(counters: Counters) -> None:
     assert meter.total("selection") == pytest.approx(3)
     assert meter.total() == pytest.approx(12)
     assert meter.total("evaluation") == 0
+
+
+def test_what_the_caller_has_silenced_stays_so(counters: Counters) -> None:
+    logging.disable(logging.ERROR)
+    try:
+        EnergyMeter()
+        assert logging.root.manager.disable == logging.ERROR
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def test_a_counter_that_starts_again_from_zero(counters: Counters) -> None:
