@@ -26,9 +26,10 @@ class Selection:
     Args:
         indices: (k,) int64 on the CPU, indices into the dataset. Where `batch_size` is set they
             come in groups of that size, each group one chosen mini-batch.
-        weights: (k,) float32 on the CPU, ``≥ 0``, in units of samples: ``Σ wᵢ gᵢ ≈ b``. ``Σ w`` is
-            n for strategies that count samples; matching gradients needs less where the chosen
-            ones are larger. Training uses `loss_weights`.
+        weights: (k,) float32 on the CPU, in units of samples: ``Σ wᵢ gᵢ ≈ b``; ``≥ 0`` unless a
+            strategy allows signed ones, as ``GradMatch(nonnegative=False)`` does. ``Σ w`` is n for
+            strategies that count samples; matching gradients needs less where the chosen ones are
+            larger. Training uses `loss_weights`.
         epoch: the epoch for which the selection was made.
         batch_size: size of the chosen mini-batches, None where single samples were chosen.
         objective: the strategy's own objective at the solution, None where it has none.
