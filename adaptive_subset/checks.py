@@ -138,6 +138,11 @@ def shown(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
+def shape_or_kind(value: Any) -> str:
+    """The shape of a tensor, which has the wrong one; else `value` as `shown`."""
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
+
+
 def check_one_each(name: str, values: Tensor, n: int) -> None:
     """Raise a ValueError where `values` are not those of the n samples of the dataset."""
     if len(values) != n:

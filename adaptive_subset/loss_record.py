@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive_subset.checks import Described, check_state, digest, shown
+from adaptive_subset.checks import Described, check_state, digest, shape_or_kind
 from adaptive_subset.default_device import on_cpu
 from adaptive_subset.distributed import Ranks, world
 
@@ -200,10 +200,10 @@ class LossRecord:
         if self._memory is not None and self._kept is not None and len(indices):
             kept = self._memory.update(self._kept[indices], self._values[indices], losses)
             if not isinstance(kept, Tensor) or kept.shape != losses.shape:
-                got = f"shape {tuple(kept.shape)}" if isinstance(kept, Tensor) else shown(kept)
                 raise ValueError(
                     f"`update` must return one number for each of the {len(losses)} samples of a "
-                    f"batch, got {got} from {self._memory!r}. Return a tensor like its arguments."
+                    f"batch, got {shape_or_kind(kept)} from {self._memory!r}. Return a tensor like "
+                    "its arguments."
                 )
             self._kept[indices] = kept.to(self._kept)
         self._values[indices] = losses

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from adaptive_subset.gradients import BatchGradients, Gradients
 from adaptive_subset.gradients.look_ahead import LastLayer
-from adaptive_subset.gradients.share import Share
 from adaptive_subset.precision import full_precision
 
 
@@ -92,9 +91,10 @@ class Candidates:
 
         Zero where the gradients cancel up to rounding: there is nothing to match.
         """
-        if self.validation is None:
-            return total_of(self.atoms)
-        return total_of(self.validation.gradients) * self.validation.scale
+        validation = self.validation
+        given = self.atoms if validation is None else validation.gradients
+        total = beyond_rounding(given.sum(), given.squared_norms())
+        return total if validation is None else total * validation.scale
 
     def target_after(self, step: Tensor) -> Tensor:
         """b after the last layer moved by −`step` (d,).
@@ -239,13 +239,12 @@ class Choice:
         return cls(positions, weights)
 
 
-def total_of(gradients: Gradients | Share) -> Tensor:
-    """``Σ gᵢ`` (d,), or zeros where it is no longer than what rounding makes of it.
+def beyond_rounding(total: Tensor, squared_norms: Tensor) -> Tensor:
+    """`total`, ``Σ gᵢ`` (d,), or zeros where it is no longer than what rounding makes of it.
 
     Each gᵢ is known to about ε‖gᵢ‖, and their errors are of all directions.
     """
-    total = gradients.sum()
-    noise = 8 * torch.finfo(total.dtype).eps * gradients.squared_norms().sum().sqrt()
+    noise = 8 * torch.finfo(total.dtype).eps * squared_norms.sum().sqrt()
     return torch.where(total.norm() <= noise, 0.0, total)
 
 

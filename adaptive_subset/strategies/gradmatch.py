@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from adaptive_subset.checks import check_word
 from adaptive_subset.gradients import Gradients
 from adaptive_subset.randomness import Purpose, seeded
 from adaptive_subset.strategies.candidates import Candidates, Choice
@@ -46,8 +47,7 @@ class _Matching(Strategy):
         super().__post_init__()
         if not self.lam >= 0:
             raise ValueError(f"`lam` must be at least 0, got {self.lam}.")
-        if self.lam_is not in ("relative", "absolute"):
-            raise ValueError(f'`lam_is` must be "relative" or "absolute", got {self.lam_is!r}.')
+        check_word("lam_is", self.lam_is, ("relative", "absolute"))
         if not 0 <= self.epsilon < 1:
             raise ValueError(
                 f"`epsilon` must be in [0, 1), got {self.epsilon}. It is the share of ‖b‖² "

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from adaptive_subset.checks import shown, whole
+from adaptive_subset.checks import shape_or_kind, whole
 from adaptive_subset.loss_record import Memory
 from adaptive_subset.randomness import Purpose, seeded
 from adaptive_subset.strategies.candidates import Candidates, Choice
@@ -174,10 +174,9 @@ class PerEpoch(Combination):
 def _checked_scores(score: Score, scores: Tensor, n: int) -> Tensor:
     """(n,) floating point on the CPU; others than one a candidate would be those of others."""
     if not isinstance(scores, Tensor) or scores.shape != (n,):
-        got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else shown(scores)
         raise ValueError(
-            f"`score` must give a tensor of one number for each of the {n} candidates, got {got} "
-            f"from {score!r}. NaN stands for one of which nothing is known."
+            f"`score` must give a tensor of one number for each of the {n} candidates, got "
+            f"{shape_or_kind(scores)} from {score!r}. NaN stands for one of which nothing is known."
         )
     scores = scores.detach().to("cpu", torch.promote_types(scores.dtype, torch.float32))
     if bool(scores.isinf().any()):

@@ -18,8 +18,8 @@ from adaptive_subset.strategies.candidates import (
     Choice,
     Opened,
     Validation,
+    beyond_rounding,
     errors_of,
-    total_of,
 )
 
 
@@ -54,7 +54,9 @@ class SpreadCandidates(Candidates):
     def target(self) -> Tensor:
         """See `Candidates.target`."""
         validation = self.validation_share
-        return total_of(self.share) if validation is None else total_of(validation) * self.scale
+        given = self.share if validation is None else validation
+        total = beyond_rounding(given.sum(), given.squared_norms())
+        return total if validation is None else total * self.scale
 
     def relative_errors(self, choice: Choice, *factors: float) -> list[float | None]:
         """See `Candidates.relative_errors`; the figures of rank 0."""
