@@ -418,6 +418,17 @@ def test_losses_that_are_infinite_raise_where_the_score_is_not(
     assert len(chosen(proxy, known, 0, BUDGET)) == BUDGET  # which asks for no losses
 
 
+def test_a_draw_may_write_to_the_scores() -> None:
+    class Smallest(draws.Draw):
+        def draw(
+            self, scores: Tensor, budget: int, *, epoch: int, generator: torch.Generator
+        ) -> Choice:
+            return Choice.even(scores.neg_().topk(budget).indices.sort().values, len(scores))
+
+    strategy = PerEpoch(scores.Given(losses()), Smallest())
+    assert chosen(strategy, losses(), 0, BUDGET) == chosen(strategy, losses(), 1, BUDGET)
+
+
 # ---- sizes
 
 

@@ -122,6 +122,8 @@ def test_the_budget_follows_from_fraction_or_budget(arguments: dict[str, Any], b
         ),
         ({"pool_fraction": 0.5, "pool": DataLoader(DATA)}, r"access by index.*a DataLoader"),
         ({"strategy": GradMatchPB(batch_size=16)}, r"at least one mini-batch of 16, got 10"),
+        ({"batch_size": 0}, r"`batch_size` must be at least 1, got 0"),
+        ({"num_workers": -1}, r"`num_workers` must be at least 0, got -1"),
         (
             {"storage_dtype": torch.int8},
             r"`storage_dtype` must be a floating.*torch.int8",

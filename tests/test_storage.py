@@ -64,6 +64,19 @@ def test_a_disk_without_room_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
         GradientSource(TensorDataset(X, Y), storage_dir="/none")
 
 
+def test_a_system_that_reserves_no_room_keeps_gradients_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As macOS, which has no such call."""
+    monkeypatch.delattr(os, "posix_fallocate")
+    model, batches = models.mlp(), [(X, Y)]
+    found = last_layer_gradients(model, batches, F.cross_entropy, storage_dir=tmp_path)[0]
+    assert torch.equal(
+        dense(found), dense(last_layer_gradients(model, batches, F.cross_entropy)[0])
+    )
+    assert str(tmp_path) in Path("/proc/self/maps").read_text()
+
+
 @pytest.mark.parametrize("strategy", ["gradmatch", "gradmatch-pb", "craig", "glister"])
 def test_a_selection_from_a_file_is_that_from_memory(tmp_path: Path, strategy: str) -> None:
     model, found = models.mlp(), []

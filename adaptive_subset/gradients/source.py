@@ -96,7 +96,7 @@ class GradientSource:
             sample the same in any batch, and mix none. By default torch's own.
         storage_dtype: what gradients are kept in, n Σ(C + p) numbers: by default float32 (float64
             for a float64 model). torch.float16 and bfloat16 halve that, for pools of millions of
-            samples; everything is computed in float32 still, from rounded factors.
+            samples; everything is computed in float32 at least, from rounded factors.
         storage_dir: a folder for a file that gradients are kept in, where memory does not hold
             them: the system reads and writes it as memory allows, and it is gone with them. On the
             CPU, so that strategies compute there; with a model on a GPU that is slower.
@@ -107,9 +107,10 @@ class GradientSource:
         name: what errors call the pool.
 
     Raises:
-        TypeError: a pool that is neither, or an iterator, which can be read only once.
-        ValueError: a `storage_dtype` that is not floating, a `storage_dir` that is no folder, or a
-            list of ready-made batches.
+        TypeError: a pool that is neither, or an iterator, which can be read only once; sizes or
+            numbers that are no whole ones.
+        ValueError: a size below one, a `storage_dtype` that is not floating, a `storage_dir` that
+            is no folder, or a list of ready-made batches.
     """
 
     def __init__(
@@ -142,8 +143,8 @@ class GradientSource:
         self.pool = pool
         self.head = head
         self.target = target
-        self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.batch_size = natural("batch_size", batch_size, 1)
+        self.num_workers = natural("num_workers", num_workers)
         self.collate_fn = collate_fn
         self.storage_dtype = storage_dtype
         self.storage_dir = folder

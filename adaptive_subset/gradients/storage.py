@@ -82,7 +82,7 @@ def in_file(shape: torch.Size, dtype: torch.dtype, folder: Path) -> Tensor:
     """An empty tensor on the CPU whose memory is a file in `folder`.
 
     The system writes to it what has no room in memory. It has no name, so that it goes with the
-    tensor, and has all its room from the start.
+    tensor, and has all its room from the start where the system can see to that.
 
     Raises:
         OSError: there is no room for it, or no such folder.
@@ -92,7 +92,10 @@ def in_file(shape: torch.Size, dtype: torch.dtype, folder: Path) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="cpu")
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS: a file that takes its room as it is written
+                os.ftruncate(file.fileno(), size)
         except OSError as error:
             raise OSError(
                 error.errno,

@@ -172,13 +172,17 @@ class PerEpoch(Combination):
 
 
 def _checked_scores(score: Score, scores: Tensor, n: int) -> Tensor:
-    """(n,) floating point on the CPU; others than one a candidate would be those of others."""
+    """A copy, (n,) floating point on the CPU, which a draw may write to.
+
+    Others than one a candidate would be those of others.
+    """
     if not isinstance(scores, Tensor) or scores.shape != (n,):
         raise ValueError(
             f"`score` must give a tensor of one number for each of the {n} candidates, got "
             f"{shape_or_kind(scores)} from {score!r}. NaN stands for one of which nothing is known."
         )
-    scores = scores.detach().to("cpu", torch.promote_types(scores.dtype, torch.float32))
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    scores = scores.detach().to("cpu", dtype, copy=True)
     if bool(scores.isinf().any()):
         raise ValueError(
             f"`score` must be finite, or NaN for what is not known, got infinity from {score!r}. "
