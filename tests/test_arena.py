@@ -630,6 +630,7 @@ def test_the_goal_tells_what_makes_it_doubtful(monkeypatch: pytest.MonkeyPatch) 
     ours = entry("order-dp", 10, 99, 99, 99, 91.2, 91.4)  # the first seeds flatter it
     found = {"one": [short, fresh, ours]}
     found["large"] = [replace(e, fraction=0.3) for e in found["one"]]
+    found["one"] += [replace(e, fraction=0.05) for e in found["one"]]
     tasks = {"one": TINY, "large": replace(TINY, title="a large one", on_gpu=True)}
     monkeypatch.setattr(report, "entries", lambda _, name: found[name])
     made: Any = SimpleNamespace(tasks=tasks)
@@ -638,6 +639,8 @@ def test_the_goal_tells_what_makes_it_doubtful(monkeypatch: pytest.MonkeyPatch) 
     assert row.endswith("| +1.10 ± 0.10 (p 0.058) |")  # of the last two seeds
     assert "1 of 1 differences have a p below 0.05, the least 0.012" in told
     assert "a large one, `order-dp` at 30 %: +" in told
+    assert "- blobs, `order-dp` at 5 %: +" in told
+    assert "`order-dp` at 10 %" not in told  # the goal itself
 
 
 def test_one_seed_alone_is_as_good_as_all_data_by_luck_only() -> None:

@@ -81,8 +81,8 @@ def arena() -> Race:
     return Race(TASKS, METHODS, results.fractions(), results.seeds(), 5, results, prices)
 
 
-def at_a_tenth(race: Race, task: str) -> dict[str, Entry]:
-    return {entry.method: entry for entry in entries(race, task) if entry.fraction == 0.1}
+def at_budget(race: Race, task: str, fraction: float = 0.1) -> dict[str, Entry]:
+    return {entry.method: entry for entry in entries(race, task) if entry.fraction == fraction}
 
 
 def test_the_first_table_of_the_readme_is_that_of_the_runs(arena: Race) -> None:
@@ -103,20 +103,20 @@ def test_the_first_table_of_the_readme_is_that_of_the_runs(arena: Race) -> None:
 
 def is_ahead(race: Race, task: str, entry: Entry) -> bool:
     """Whether it beats both baselines."""
-    fresh = at_equal_steps(entry, at_a_tenth(race, task)["fresh-random"])
+    fresh = at_equal_steps(entry, at_budget(race, task)["fresh-random"])
     return report.outcome(at_equal_time(entry, entries(race, task)), fresh) == report.WINS
 
 
 def test_what_the_page_of_strategies_tells_of_the_runs(arena: Race) -> None:
     page = " ".join((DOCS / "choosing.md").read_text().split())
-    found = at_a_tenth(arena, "fashion-mnist")
+    found = at_budget(arena, "fashion-mnist")
     matched, mean_one = found["gradmatch-matched"], found["gradmatch"]
     rates = f"five times as high there ({matched.rate:g} and {mean_one.rate:g})"
     assert f"{rates}, and at these both are about equal " in page
     assert f"({matched.mean:.2f} and {mean_one.mean:.2f} %, one seed)" in page
     assert matched.rate == pytest.approx(5 * mean_one.rate)
     for task, method in GAINS.items():
-        of = at_a_tenth(arena, task)
+        of = at_budget(arena, task)
         both = report.mean_of(of["full-short"], of["fresh-random"])
         gain = at_equal_steps(of[method], both)
         assert gain is not None
@@ -126,10 +126,21 @@ def test_what_the_page_of_strategies_tells_of_the_runs(arena: Race) -> None:
         assert afterwards is not None
         assert "seeds that ran only afterwards gained about as much on each" in page
         assert afterwards.mean > 0.8 * gain.mean
+    told = {"fashion-mnist", "fashion-mnist-long-tail", "fashion-mnist-redundant"}
+    for task in (*told, "cifar10", "mails"):
+        of = at_budget(arena, task, 0.05)
+        both = report.mean_of(of["full-short"], of["fresh-random"])
+        gain = at_equal_steps(of[report.recommended(task)], both)
+        assert gain is not None
+        assert gain.in_errors is not None
+        assert gain.p is not None
+        assert (task in told) == (gain.in_errors > 2 and gain.p < 0.05)
+        assert len(of[report.recommended(task)].accuracy) == 3
+        assert task not in told or f"{gain.mean:.2f} ± {gain.error:.2f}" in page
     fresh = at_equal_steps(found["order-dp"], found["fresh-random"])
     assert fresh is not None
     assert f"not told from fresh random subsets alone (p {fresh.p:.2f})" in page
-    tail = at_a_tenth(arena, "fashion-mnist-long-tail")
+    tail = at_budget(arena, "fashion-mnist-long-tail")
     lost = tail["full-short"].accuracy[0] - tail["gradmatch-reference"].mean
     assert "with 20 samples of each class it lost four points" in page
     assert round(lost) == 4

@@ -30,6 +30,7 @@ LOSES = "worse than one of them"
 UNTIMED = """Rows without seconds were made on another kind of machine, to see who is worth its
 time: a method that is behind at equal steps is not ahead at equal time."""
 OPEN = "neither"
+APART = "No part of the goal, since made at other budgets or on a GPU, beside the mean of both:"
 
 SEEN = {"fashion-mnist": 5, "cifar10": 5}  # seeds that had run when it said so,
 SEEN_ELSEWHERE = 3  # and of the other tasks
@@ -169,8 +170,10 @@ def goal(race: Race, fraction: float = 0.1) -> str:
         found = entries(race, name)
         of = {entry.method: entry for entry in found if entry.fraction == fraction}
         method = recommended(name)
-        if task.on_gpu or not {ALL, FRESH, method} <= of.keys():
-            apart += elsewhere(task.name, method, found)
+        counts = not task.on_gpu and {ALL, FRESH, method} <= of.keys()
+        rest = [entry for entry in found if not (counts and entry.fraction == fraction)]
+        apart += ahead_of_both(task.name, method, rest)
+        if not counts:
             continue
         ours, short = of[method], of[ALL]
         both = (
@@ -195,6 +198,7 @@ def goal(race: Race, fraction: float = 0.1) -> str:
     heads = ("task", "recommended", *against, "− the mean of both, in points", "left to win")
     table = markdown((*heads, "− the mean of both, later seeds"), rows)
     missed = [*(["too few won"] if len(ahead) < 3 else []), *(["some lost"] if behind else [])]
+    others = "\n".join(["", APART, "", *apart, ""]) if apart else ""
     return (
         f"## The goal: {'missed, ' + ' and '.join(missed) if missed else 'reached'}\n\n"
         "What is recommended should be ahead of both baselines by two standard errors, each with a "
@@ -204,7 +208,7 @@ def goal(race: Race, fraction: float = 0.1) -> str:
         "win* is all data at full length less the short schedule.\n\n"
         f"{table}\n\nAhead on {len(ahead)} of {len(rows)}: "
         f"{'; '.join(ahead) or 'none'}. Behind on {len(behind)}: {'; '.join(behind) or 'none'}.\n\n"
-        f"{doubts(noise, apart)}\n"
+        f"{doubts(noise)}\n{others}"
     )
 
 
@@ -213,18 +217,18 @@ def later_seeds(entry: Entry, first: int) -> Entry:
     return replace(entry, accuracy={s: a for s, a in entry.accuracy.items() if s >= first})
 
 
-def elsewhere(task: str, method: str, found: list[Entry]) -> list[str]:
-    """What a method is ahead of the mean of both baselines at budgets of a task that is no goal."""
+def ahead_of_both(task: str, method: str, found: list[Entry]) -> list[str]:
+    """By how much a method is ahead of the mean of both baselines, a line for each budget."""
     told = []
     for fraction in sorted({entry.fraction for entry in found}):
         of = {entry.method: entry for entry in found if entry.fraction == fraction}
         if {ALL, FRESH, method} <= of.keys():
             ahead = written(at_equal_steps(of[method], mean_of(of[ALL], of[FRESH])))
-            told.append(f"{task}, `{method}` at {100 * fraction:g} %: {ahead} points")
+            told.append(f"- {task}, `{method}` at {100 * fraction:g} %: {ahead} points")
     return told
 
 
-def doubts(noise: Sequence[float | None], apart: Sequence[str]) -> str:
+def doubts(noise: Sequence[float | None]) -> str:
     """What keeps a reader from taking the goal for more than it is."""
     chances = [p for p in noise if p is not None]
     lines = [
@@ -238,11 +242,6 @@ def doubts(noise: Sequence[float | None], apart: Sequence[str]) -> str:
             f"- Between the two baselines, where there is nothing to find, {low} of "
             f"{len(chances)} differences have a p below {CHANCE:g}, the least {min(chances):.2g}. "
             "No p is corrected for how many there are: take one of that size for no proof."
-        )
-    if apart:
-        lines.append(
-            "- No part of the goal, since made on a GPU or at other budgets, beside the mean of "
-            f"both: {'; '.join(apart)}."
         )
     return "\n".join(lines)
 
