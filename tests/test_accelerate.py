@@ -22,7 +22,6 @@ accelerate = pytest.importorskip("accelerate")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),  # torchdata's
-    pytest.mark.filterwarnings("ignore:selections have taken"),  # of problems as small as these
 ]
 N, K = 48, 24
 INPUTS = torch.randn(N, 6, generator=torch.Generator().manual_seed(0))

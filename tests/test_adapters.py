@@ -19,8 +19,6 @@ from adaptive_subset import AdaptiveSubsetSampler, GradMatch, InfoBatch, OrderDP
 from adaptive_subset.gradients.source import Reading
 from tests.framework_recipes import N, Pairs, net
 
-pytestmark = pytest.mark.filterwarnings("ignore:selections have taken")  # of a small problem
-
 
 def make(ranks: int = 1, **options: Any) -> Subset:
     options = {"strategy": GradMatch(), "fraction": 0.1, "every": 2, **options}

@@ -32,9 +32,6 @@ from benchmarks.arena.tasks import Task, crop_and_flip
 
 CPU = torch.device("cpu")
 
-# What a selection costs beside training is what the arena measures; here it means nothing.
-pytestmark = pytest.mark.filterwarnings("ignore:selections have taken:UserWarning")
-
 
 def blobs(*_: Path) -> data.Data:
     """Four classes around the corners of a square, with noise."""

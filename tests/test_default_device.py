@@ -27,9 +27,6 @@ from adaptive_subset import (
 )
 from tests import models
 
-# Epochs of a few milliseconds save less than a selection takes.
-pytestmark = pytest.mark.filterwarnings("ignore:selections have taken")
-
 N = 64
 X = torch.randn(N, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(N) % 4

@@ -25,9 +25,6 @@ from adaptive_subset import (
 from adaptive_subset.gradients import GradientSource
 from tests import models
 
-# Epochs of a few milliseconds save less than a selection takes.
-pytestmark = pytest.mark.filterwarnings("ignore:selections have taken")
-
 N = 64
 X = torch.randn(N, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(N) % 4

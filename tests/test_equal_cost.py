@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-# Epochs of a few milliseconds save less than a selection takes.
-pytestmark = pytest.mark.filterwarnings("ignore:selections have taken")
 
 
 @pytest.fixture

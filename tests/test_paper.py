@@ -35,8 +35,6 @@ from tests.test_arena import TINY, blobs
 CPU = torch.device("cpu")
 FRACTIONS = (0.1, 0.3)
 
-pytestmark = pytest.mark.filterwarnings("ignore:selections have taken:UserWarning")
-
 
 def referenced(*_: Path) -> data.Data:
     return replace(blobs(), reference=blobs().validation)

@@ -26,7 +26,6 @@ loaders = pytest.importorskip("torchdata.stateful_dataloader")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),  # torchdata's
-    pytest.mark.filterwarnings("ignore:selections have taken"),  # of problems as small as these
 ]
 N, EPOCHS, BATCH = 40, 4, 4
 INPUTS = torch.randn(N, 6, generator=torch.Generator().manual_seed(0))

@@ -44,9 +44,8 @@ from adaptive_subset.delivery.epoch import Epoch, Order
 from tests import models
 
 N = 40
-# Epochs of a few samples take less time than a selection may.
+costs_are_told = pytest.mark.filterwarnings("error:selections have taken")
 read_often = pytest.mark.filterwarnings("ignore:the subset of epoch")
-nothing_is_saved = pytest.mark.filterwarnings("ignore:selections have taken")
 
 
 def data() -> Dataset[Any]:
@@ -82,7 +81,6 @@ def epoch_of(sampler: AdaptiveSubsetSampler) -> list[tuple[int, float]]:
     return [(int(index), index.weight) for index in sampler if isinstance(index, TaggedIndex)]
 
 
-@nothing_is_saved
 def test_the_loop_of_the_readme_runs_as_written() -> None:
     train_set, net = data(), model()
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
@@ -341,7 +339,6 @@ def test_resampling_refuses_negative_weights() -> None:
         next(iter(sampler))
 
 
-@nothing_is_saved
 @pytest.mark.parametrize(
     "options",
     [
@@ -553,7 +550,6 @@ def own_loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return nn.functional.cross_entropy(net(x), labels)
 
 
-@nothing_is_saved
 @pytest.mark.parametrize("weighting", ["loss", "resample"])
 @pytest.mark.parametrize("strategy", [GradMatch(), Random()])
 def test_training_by_another_loss_than_the_weighted_one_is_told(
@@ -574,7 +570,6 @@ def test_training_by_another_loss_than_the_weighted_one_is_told(
         sampler.maybe_reselect(net, 1)  # without weights nothing is lost
 
 
-@nothing_is_saved
 @pytest.mark.parametrize(
     ("strategy", "effect"), [(GradMatch(), "follows another"), (OrderDP(), "goes by losses of")]
 )
@@ -674,6 +669,7 @@ class SlowWithoutGradients(Slow):
     needs_gradients = False
 
 
+@costs_are_told
 @pytest.mark.parametrize(
     ("kind", "seconds", "wasteful"),
     [(Slow, 1.4, False), (Slow, 1.6, True), (SlowWithoutGradients, 1.6, False)],
@@ -706,6 +702,7 @@ def test_a_weighted_loss_of_resampled_indices_names_the_bare_one() -> None:
         loss(net(x), y)
 
 
+@costs_are_told
 def test_nothing_is_said_of_costs_where_no_epoch_was_read_to_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

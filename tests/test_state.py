@@ -19,8 +19,6 @@ from torch.utils.data import TensorDataset
 from adaptive_subset import AdaptiveSubsetSampler, GradMatch, LossSampling, Selector, WeightedLoss
 from tests import models
 
-pytestmark = pytest.mark.filterwarnings("ignore:selections have taken")  # small problems
-
 N = 40
 DATA = TensorDataset(torch.randn(N, 6), torch.arange(N) % 4)
 

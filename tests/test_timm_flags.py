@@ -29,8 +29,6 @@ from adaptive_subset import (
 from tests.timm_run import observed_run, refusal
 from tests.timm_scripts import OWN, SUBSET, call, options_of, run, scripts
 
-pytestmark = pytest.mark.filterwarnings("ignore:selections have taken")
-
 
 def parsed(options, tmp_path=None, config=None, **defaults):
     """The strategy that a command line asks for, as the patch reads it."""

@@ -41,9 +41,6 @@ from tests.timm_scripts import (
     scripts,
 )
 
-# Nothing is saved on a few tiny images.
-pytestmark = pytest.mark.filterwarnings("ignore:selections have taken")
-
 MODES = {
     "plain": "-j 1",
     "no prefetcher": "--no-prefetcher",

@@ -23,8 +23,6 @@ from tests.timm_scripts import (
     scripts,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:selections have taken")
-
 SUBSET = ["--subset-fraction", "0.5", "--subset-strategy", "by-class", "--subset-every", "1"]
 
 

@@ -20,8 +20,6 @@ from tests.timm_scripts import (
     scripts,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:selections have taken")
-
 LOSSES = ["--subset-fraction", "0.5", "--subset-strategy", "order-dp"]
 # train.py draws augmentations anew when it resumes; all else goes on bit by bit.
 SAME = ["--no-aug"]
