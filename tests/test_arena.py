@@ -635,9 +635,28 @@ def test_the_goal_tells_what_makes_it_doubtful(monkeypatch: pytest.MonkeyPatch) 
     row = next(text for text in told.splitlines() if text.startswith("| blobs |"))
     assert row.endswith("| +1.10 ± 0.10 (p 0.058) |")  # of the last two seeds
     assert "1 of 1 differences have a p below 0.05, the least 0.012" in told
-    assert "a large one, `order-dp` at 30 %: +" in told
-    assert "- blobs, `order-dp` at 5 %: +" in told
-    assert "`order-dp` at 10 %" not in told  # the goal itself
+    assert "a large one" not in told  # made on a GPU
+
+
+def test_gains_are_told_by_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    short, fresh = entry("full-short", 10, 90, 90), entry("fresh-random", 10, 91, 90.4, 95)
+    ours = entry("order-dp", 10, 91, 92, 93)
+    some = [short, fresh, ours]
+    found = {
+        "one": [*(replace(e, fraction=0.3) for e in some), *some],
+        "other": [replace(e, fraction=0.05) for e in some],
+        "lone": [ours],
+    }
+    monkeypatch.setattr(report, "entries", lambda _, name: found[name])
+    made: Any = SimpleNamespace(tasks={name: replace(TINY, about=name) for name in found})
+    told = report.by_budget(made).splitlines()
+    gain = "+1.15 ± 0.65 (p 0.33)"  # of the two seeds that all have
+    assert told[-4:] == [
+        "| task | recommended | 5 % | 10 % | 30 % |",
+        "|---|---|---|---|---|",
+        f"| one | `order-dp` | – | {gain} | {gain} |",
+        f"| other | `order-dp` | {gain} | – | – |",
+    ]
 
 
 def test_one_seed_alone_is_as_good_as_all_data_by_luck_only() -> None:

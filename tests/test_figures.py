@@ -82,7 +82,7 @@ def arena() -> Race:
 
 
 def at_budget(race: Race, task: str, fraction: float = 0.1) -> dict[str, Entry]:
-    return {entry.method: entry for entry in entries(race, task) if entry.fraction == fraction}
+    return report.at_budget(entries(race, task), fraction)
 
 
 def test_the_first_table_of_the_readme_is_that_of_the_runs(arena: Race) -> None:
@@ -94,8 +94,7 @@ def test_the_first_table_of_the_readme_is_that_of_the_runs(arena: Race) -> None:
     for (i, row), method in zip(enumerate(table), ROWS, strict=True):
         for cell, task in zip(row[1:], COLUMNS, strict=True):
             if cell:
-                some = (e for e in entries(arena, task) if e.fraction == (0.1 if i else 1))
-                found = {entry.method: entry for entry in some}[method]
+                found = at_budget(arena, task, 0.1 if i else 1)[method]
                 seeds = " (1 seed)" if len(found.accuracy) == 1 else ""
                 assert cell.strip("*") == report.reached(found) + seeds
                 assert cell.startswith("**") == (i > 2 and is_ahead(arena, task, found))
@@ -116,26 +115,26 @@ def test_what_the_page_of_strategies_tells_of_the_runs(arena: Race) -> None:
     assert f"({matched.mean:.2f} and {mean_one.mean:.2f} %, one seed)" in page
     assert matched.rate == pytest.approx(5 * mean_one.rate)
     for task, method in GAINS.items():
-        of = at_budget(arena, task)
-        both = report.mean_of(of["full-short"], of["fresh-random"])
-        gain = at_equal_steps(of[method], both)
+        everything = entries(arena, task)
+        ours = report.at_budget(everything, 0.1)[method]
+        gain = report.over_both(ours, everything)
         assert gain is not None
         assert f"{gain.mean:.2f} ± {gain.error:.2f}" in page
-        later = report.later_seeds(of[method], report.SEEN.get(task, report.SEEN_ELSEWHERE))
-        afterwards = at_equal_steps(later, both)
+        later = report.later_seeds(ours, report.SEEN.get(task, report.SEEN_ELSEWHERE))
+        afterwards = report.over_both(later, everything)
         assert afterwards is not None
         assert "seeds that ran only afterwards gained about as much on each" in page
         assert afterwards.mean > 0.8 * gain.mean
     told = {"fashion-mnist", "fashion-mnist-long-tail", "fashion-mnist-redundant"}
     for task in (*told, "cifar10", "mails"):
-        of = at_budget(arena, task, 0.05)
-        both = report.mean_of(of["full-short"], of["fresh-random"])
-        gain = at_equal_steps(of[report.recommended(task)], both)
+        everything = entries(arena, task)
+        ours = report.at_budget(everything, 0.05)[report.recommended(task)]
+        gain = report.over_both(ours, everything)
         assert gain is not None
         assert gain.in_errors is not None
         assert gain.p is not None
         assert (task in told) == (gain.in_errors > 2 and gain.p < 0.05)
-        assert len(of[report.recommended(task)].accuracy) == 3
+        assert len(ours.accuracy) == 3
         assert task not in told or f"{gain.mean:.2f} ± {gain.error:.2f}" in page
     fresh = at_equal_steps(found["order-dp"], found["fresh-random"])
     assert fresh is not None

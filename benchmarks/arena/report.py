@@ -30,7 +30,10 @@ LOSES = "worse than one of them"
 UNTIMED = """Rows without seconds were made on another kind of machine, to see who is worth its
 time: a method that is behind at equal steps is not ahead at equal time."""
 OPEN = "neither"
-APART = "No part of the goal, since made at other budgets or on a GPU, beside the mean of both:"
+GAINS = """## By budget
+
+What is recommended, less the mean of both baselines at equal steps, in points. That at 10 % is part
+of the goal, where it was made on a CPU."""
 
 SEEN = {"fashion-mnist": 5, "cifar10": 5}  # seeds that had run when it said so,
 SEEN_ELSEWHERE = 3  # and of the other tasks
@@ -110,7 +113,7 @@ def write(race: Race, path: Path) -> None:
             sections.append(f"Not run here: {', '.join(names)}.\n")
     if idle:
         sections.append("## Not run\n\n" + "\n".join(f"- {name}" for name in idle) + "\n")
-    sections[1:1] = [glance(race), goal(race), HOW]
+    sections[1:1] = [glance(race), goal(race), by_budget(race), HOW]
     path.write_text("\n".join(sections))
 
 
@@ -129,7 +132,7 @@ def glance(race: Race, fraction: float = 0.1) -> str:
     rows: list[Sequence[str]] = []
     for name, task in race.tasks.items():
         found = entries(race, name)
-        some = {e.method: e for e in found if e.fraction == fraction}
+        some = at_budget(found, fraction)
         if ALL not in some or FRESH not in some:
             continue
         # One seed alone is best of many by luck.
@@ -164,16 +167,13 @@ def goal(race: Race, fraction: float = 0.1) -> str:
     Of tasks for a CPU, which all methods were to run on.
     """
     rows: list[Sequence[str]] = []
-    ahead, behind, apart = [], [], []
+    ahead, behind = [], []
     noise: list[float | None] = []
     for name, task in race.tasks.items():
         found = entries(race, name)
-        of = {entry.method: entry for entry in found if entry.fraction == fraction}
+        of = at_budget(found, fraction)
         method = recommended(name)
-        counts = not task.on_gpu and {ALL, FRESH, method} <= of.keys()
-        rest = [entry for entry in found if not (counts and entry.fraction == fraction)]
-        apart += ahead_of_both(task.name, method, rest)
-        if not counts:
+        if task.on_gpu or not {ALL, FRESH, method} <= of.keys():
             continue
         ours, short = of[method], of[ALL]
         both = (
@@ -188,17 +188,15 @@ def goal(race: Race, fraction: float = 0.1) -> str:
         full = whole(found)
         left = "–" if full is None else f"{full.mean - short.mean:+.2f}"
         told = ("–" if number is None else f"{number:+.1f}" for number in errors)
-        middle = mean_of(short, of[FRESH])
-        later = at_equal_steps(later_seeds(ours, SEEN.get(name, SEEN_ELSEWHERE)), middle)
-        mean = written(at_equal_steps(ours, middle))
-        rows.append((task.name, f"`{method}`", *told, mean, left, written(later)))
+        later = later_seeds(ours, SEEN.get(name, SEEN_ELSEWHERE))
+        mean, afterwards = (written(over_both(entry, found)) for entry in (ours, later))
+        rows.append((task.name, f"`{method}`", *told, mean, left, afterwards))
         between = at_equal_steps(short, of[FRESH])
         noise.append(None if between is None else between.p)
     against = f"− `{ALL}`, in standard errors", f"− `{FRESH}`, in those"
     heads = ("task", "recommended", *against, "− the mean of both, in points", "left to win")
     table = markdown((*heads, "− the mean of both, later seeds"), rows)
     missed = [*(["too few won"] if len(ahead) < 3 else []), *(["some lost"] if behind else [])]
-    others = "\n".join(["", APART, "", *apart, ""]) if apart else ""
     return (
         f"## The goal: {'missed, ' + ' and '.join(missed) if missed else 'reached'}\n\n"
         "What is recommended should be ahead of both baselines by two standard errors, each with a "
@@ -208,7 +206,7 @@ def goal(race: Race, fraction: float = 0.1) -> str:
         "win* is all data at full length less the short schedule.\n\n"
         f"{table}\n\nAhead on {len(ahead)} of {len(rows)}: "
         f"{'; '.join(ahead) or 'none'}. Behind on {len(behind)}: {'; '.join(behind) or 'none'}.\n\n"
-        f"{doubts(noise)}\n{others}"
+        f"{doubts(noise)}\n"
     )
 
 
@@ -217,15 +215,27 @@ def later_seeds(entry: Entry, first: int) -> Entry:
     return replace(entry, accuracy={s: a for s, a in entry.accuracy.items() if s >= first})
 
 
-def ahead_of_both(task: str, method: str, found: list[Entry]) -> list[str]:
-    """By how much a method is ahead of the mean of both baselines, a line for each budget."""
-    told = []
-    for fraction in sorted({entry.fraction for entry in found}):
-        of = {entry.method: entry for entry in found if entry.fraction == fraction}
-        if {ALL, FRESH, method} <= of.keys():
-            ahead = written(at_equal_steps(of[method], mean_of(of[ALL], of[FRESH])))
-            told.append(f"- {task}, `{method}` at {100 * fraction:g} %: {ahead} points")
-    return told
+def by_budget(race: Race) -> str:
+    """How far what is recommended is ahead of the mean of both baselines, at each budget."""
+    fractions: set[float] = set()
+    gains: dict[str, dict[float, str]] = {}
+    for name in race.tasks:
+        found = entries(race, name)
+        ours = [entry for entry in found if entry.method == recommended(name)]
+        told = {entry.fraction: over_both(entry, found) for entry in ours}
+        gains[name] = {f: written(gain) for f, gain in told.items() if gain is not None}
+        fractions |= gains[name].keys()
+    rows = [
+        (
+            race.tasks[name].name,
+            f"`{recommended(name)}`",
+            *(of.get(f, "–") for f in sorted(fractions)),
+        )
+        for name, of in gains.items()
+        if of
+    ]
+    heads = ("task", "recommended", *(f"{100 * f:g} %" for f in sorted(fractions)))
+    return f"{GAINS}\n\n{markdown(heads, rows)}\n"
 
 
 def doubts(noise: Sequence[float | None]) -> str:
@@ -246,10 +256,19 @@ def doubts(noise: Sequence[float | None]) -> str:
     return "\n".join(lines)
 
 
-def mean_of(one: Entry, other: Entry) -> Entry:
-    """The first, with the mean accuracy of both for each seed that both have."""
-    common = {seed: other.accuracy[seed] for seed in one.accuracy if seed in other.accuracy}
-    return replace(one, accuracy={s: (one.accuracy[s] + common[s]) / 2 for s in common})
+def at_budget(found: Sequence[Entry], fraction: float) -> dict[str, Entry]:
+    """By method."""
+    return {entry.method: entry for entry in found if entry.fraction == fraction}
+
+
+def over_both(entry: Entry, found: Sequence[Entry]) -> Difference | None:
+    """`entry` minus the mean of both baselines at its budget, of the seeds that all three have."""
+    of = at_budget(found, entry.fraction)
+    if not {ALL, FRESH} <= of.keys():
+        return None
+    short, fresh = of[ALL].accuracy, of[FRESH].accuracy
+    middle = {seed: (short[seed] + fresh[seed]) / 2 for seed in short if seed in fresh}
+    return at_equal_steps(entry, replace(entry, accuracy=middle))
 
 
 def reached(entry: Entry) -> str:
