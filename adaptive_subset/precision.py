@@ -19,24 +19,27 @@ def full_precision(device: torch.device) -> Iterator[None]:
     enough for them.
     """
     # torch >= 2.9 has a setting for each backend, and refuses to be asked for the one of all.
-    backends: list[Any] = [
-        torch.backends.cuda.matmul,
-        getattr(torch.backends.mkldnn, "matmul", None),
-    ]
-    each = [backend for backend in backends if hasattr(backend, "fp32_precision")]
-    before = [backend.fp32_precision for backend in each]
+    backends = [(torch.backends.cuda.matmul, torch.backends.cudnn)]
+    if hasattr(torch.backends.mkldnn, "matmul"):
+        backends.append((torch.backends.mkldnn.matmul, torch.backends.mkldnn))
+    each: list[tuple[Any, str]] = []
+    for products, parent in backends:
+        if (set_to := getattr(products, "fp32_precision", None)) is not None:
+            # What is the same above is taken for inherited, to follow it again.
+            inherits = set_to == getattr(parent, "fp32_precision", None)
+            each.append((products, "none" if inherits else set_to))
     of_all = None if each else torch.get_float32_matmul_precision()
     with ExitStack() as stack, on_cpu():
         for kind in {"cpu", device.type}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         try:
-            for backend in each:
-                backend.fp32_precision = "ieee"
+            for products, _ in each:
+                products.fp32_precision = "ieee"
             if of_all is not None:
                 torch.set_float32_matmul_precision("highest")
             yield
         finally:
-            for backend, precision in zip(each, before, strict=True):
-                backend.fp32_precision = precision
+            for products, before in each:
+                products.fp32_precision = before
             if of_all is not None:
                 torch.set_float32_matmul_precision(of_all)

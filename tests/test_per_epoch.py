@@ -144,6 +144,26 @@ def test_kakurenbo_hides_what_is_easy_and_sure(unknown: int, epoch: int, fall: f
         assert len(set(found.values())) == 1
 
 
+@pytest.mark.parametrize(
+    ("draw", "budget"),
+    [
+        (draws.LowestHidden(0.29, 0.5), 100),
+        (draws.BelowMeanDropped(0.29), 100),
+        (draws.LargestOfPool(0.71, 0.29), 71),
+    ],
+)
+def test_a_share_that_floating_point_rounds_down_is_whole(draw: draws.Draw, budget: int) -> None:
+    assert int(0.29 * 100) == 28
+    # As many are below the mean as there are to hide, and lowest or highest of all are 29.
+    known = torch.linspace(0, 0.1, 100)
+    if isinstance(draw, draws.BelowMeanDropped):
+        known = torch.cat([known, torch.ones(100)])
+    choice = draw.draw(known, budget, epoch=0, generator=torch.Generator().manual_seed(0))
+    assert len(choice.positions) == len(known) - 29
+    if isinstance(draw, draws.LargestOfPool):
+        assert choice.positions.max() == 70
+
+
 def test_random_sizes_know_nothing_and_have_the_budget_as_their_mean() -> None:
     strategy = RandomSizes(epochs=20)
     assert not strategy.needs_losses

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from adaptive_subset.gradients import DenseGradients, FactoredGradients, Gradients, mini_batches
 from adaptive_subset.gradients.look_ahead import LastLayer
+from adaptive_subset.precision import full_precision
 from adaptive_subset.strategies import (
     CRAIG,
     CRAIGPB,
@@ -415,6 +417,32 @@ def test_the_precision_of_training_does_not_reach_a_choice(name: str) -> None:
         torch.set_float32_matmul_precision(before)
     assert torch.equal(choice.positions, plain.positions)
     assert torch.equal(choice.weights, plain.weights)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch < 2.9")
+def test_an_inherited_precision_is_inherited_afterwards() -> None:
+    everything: Any = torch.backends
+    products = everything.cuda.matmul, everything.mkldnn.matmul
+    before = [product.fp32_precision for product in products]
+    try:
+        for product in products:
+            product.fp32_precision = "none"
+        everything.fp32_precision = "tf32"
+        with full_precision(torch.device("cpu")):
+            assert [product.fp32_precision for product in products] == ["ieee", "ieee"]
+        everything.fp32_precision = "ieee"
+        assert [product.fp32_precision for product in products] == ["ieee", "ieee"]
+        everything.fp32_precision = "none"
+        assert [product.fp32_precision for product in products] == ["none", "none"]
+        everything.cuda.matmul.fp32_precision = "tf32"
+        with full_precision(torch.device("cpu")):
+            pass
+        everything.fp32_precision = "ieee"
+        assert [product.fp32_precision for product in products] == ["tf32", "ieee"]  # one is set
+    finally:
+        everything.fp32_precision = "none"
+        for product, precision in zip(products, before, strict=True):
+            product.fp32_precision = precision
 
 
 def test_a_search_for_a_size_builds_the_gram_of_batches_once(
