@@ -114,28 +114,16 @@ def test_what_the_page_of_strategies_tells_of_the_runs(arena: Race) -> None:
     assert f"{rates}, and at these both are about equal " in page
     assert f"({matched.mean:.2f} and {mean_one.mean:.2f} %, one seed)" in page
     assert matched.rate == pytest.approx(5 * mean_one.rate)
+    assert report.by_budget(arena).strip().split("\n\n")[-1] in (DOCS / "choosing.md").read_text()
+    assert "seeds that ran only afterwards gained about as much on each" in page
     for task, method in GAINS.items():
         everything = entries(arena, task)
         ours = report.at_budget(everything, 0.1)[method]
-        gain = report.over_both(ours, everything)
-        assert gain is not None
-        assert f"{gain.mean:.2f} ± {gain.error:.2f}" in page
         later = report.later_seeds(ours, report.SEEN.get(task, report.SEEN_ELSEWHERE))
-        afterwards = report.over_both(later, everything)
-        assert afterwards is not None
-        assert "seeds that ran only afterwards gained about as much on each" in page
-        assert afterwards.mean > 0.8 * gain.mean
-    told = {"fashion-mnist", "fashion-mnist-long-tail", "fashion-mnist-redundant"}
-    for task in (*told, "cifar10", "mails"):
-        everything = entries(arena, task)
-        ours = report.at_budget(everything, 0.05)[report.recommended(task)]
-        gain = report.over_both(ours, everything)
+        gain, afterwards = (report.over_both(entry, everything) for entry in (ours, later))
         assert gain is not None
-        assert gain.in_errors is not None
-        assert gain.p is not None
-        assert (task in told) == (gain.in_errors > 2 and gain.p < 0.05)
-        assert len(ours.accuracy) == 3
-        assert task not in told or f"{gain.mean:.2f} ± {gain.error:.2f}" in page
+        assert afterwards is not None
+        assert afterwards.mean > 0.8 * gain.mean
     fresh = at_equal_steps(found["order-dp"], found["fresh-random"])
     assert fresh is not None
     assert f"not told from fresh random subsets alone (p {fresh.p:.2f})" in page
