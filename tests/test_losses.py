@@ -539,6 +539,16 @@ def test_half_precision_keeps_ignored_labels_and_class_weights(dtype: torch.dtyp
             torch.testing.assert_close(found, expected.to(dtype), rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize("weight", [None, torch.rand(200, generator=GENERATOR)])
+@pytest.mark.parametrize("n", [200, 50])  # as many as classes, for which a mask would do
+def test_labels_in_bytes_divide_as_others_do(weight: Tensor | None, n: int) -> None:
+    """Among them −100 is 156, and as an index they are a mask."""
+    output, target = torch.randn(n, 200), torch.randint(150, 160, (n,))
+    criterion = nn.CrossEntropyLoss(weight)
+    found, _ = weighted_loss(criterion, torch.ones(n), output, target.byte())
+    torch.testing.assert_close(found, criterion(output, target))
+
+
 def test_a_function_that_fails_in_float32_is_refused_by_name() -> None:
     weight = CLASS_WEIGHTS.bfloat16()
 

@@ -518,6 +518,19 @@ def test_batches_without_labels_lose_nothing(reduction: Any) -> None:
     assert float(TokenLoss(reduction)(torch.randn(2, 3, V), torch.full((2, 3), -100))) == 0
 
 
+@pytest.mark.parametrize("shift", [False, True])
+def test_labels_in_bytes_are_labels(shift: bool) -> None:
+    """Among them −100, which is ignored, is 156."""
+    logits, y = torch.randn(2, 4, 200), torch.tensor([[156, 0, 7, 156], [3, 156, 199, 2]])
+    loss = TokenLoss(shift=shift)
+    torch.testing.assert_close(loss(logits, y.byte()), loss(logits, y))
+    torch.testing.assert_close(loss.slopes(logits, y.byte())[:], loss.slopes(logits, y)[:])
+    assert loss.count(y.byte()) == 2 * (4 - shift)
+    images, masks = logits.view(2, 200, 2, 2), y.view(2, 2, 2)
+    edged = PixelLoss(ignore_index=199)
+    torch.testing.assert_close(edged(images, masks.byte()), edged(images, masks))
+
+
 def test_pixels_of_another_size_are_brought_to_that_of_the_labels() -> None:
     logits, y = torch.randn(2, 4, 8, 8, dtype=torch.float64), pixels()[:2]
     large = nn.functional.interpolate(logits, (32, 32), mode="bilinear")

@@ -69,7 +69,8 @@ class _PositionLoss(nn.Module):
         return (self._labels(target) != self.ignore_index).sum()
 
     def _labels(self, target: Tensor) -> Tensor:
-        return target
+        """Those that are compared; as int64, since among bytes −100 is 156."""
+        return target if target.is_floating_point() else target.long()  # torch refuses the former
 
     def _weights(self, logits: Tensor) -> Tensor | None:
         assert self.weight is None or isinstance(self.weight, Tensor)
@@ -138,7 +139,7 @@ class TokenLoss(_PositionLoss):
         return TokenSlopes(logits.detach(), labels, hit, rest, weight)
 
     def _labels(self, target: Tensor) -> Tensor:
-        return target[:, 1:] if self.shift else target
+        return super()._labels(target[:, 1:] if self.shift else target)
 
     def _lined_up(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         if output.ndim != 3 or target.shape != output.shape[:2]:
@@ -174,7 +175,7 @@ class PixelLoss(_PositionLoss):
         size = target.shape[1:]
         if output.shape[2:] != size:
             output = F.interpolate(output, size, mode="bilinear", align_corners=False)
-        return output, target
+        return output, self._labels(target)
 
 
 def _shapes(outputs: str, labels: str, output: Tensor, target: Tensor) -> ValueError:

@@ -108,6 +108,7 @@ def _is_known(function: Any) -> bool:
 
 
 def _label_weight(labels: Tensor, weight: Tensor | None, ignored: int) -> Tensor:
+    labels = labels.long()  # bytes would be a mask, in which −100 is 156
     kept = labels != ignored
     if weight is None:
         return kept.sum()
