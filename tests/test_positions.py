@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import TensorDataset
 
 from adaptive_subset import (
     CRAIG,
@@ -23,7 +24,7 @@ from adaptive_subset import (
     WeightedLoss,
     WeightedTarget,
 )
-from adaptive_subset.gradients import DenseGradients
+from adaptive_subset.gradients import DenseGradients, GradientSource
 from adaptive_subset.gradients.collect import last_layer_gradients
 from adaptive_subset.gradients.model_io import logits_of
 from adaptive_subset.gradients.sketch import Sketch, SketchedGradients, TensorSketch
@@ -330,6 +331,24 @@ def test_what_a_model_does_behind_its_head_is_in_the_gradient(
     batches = [(x[:2], y[:2]), (x[2:], y[2:])]
     found = last_layer_gradients(model, batches, TokenLoss(), head="model.head")[0]
     expected = looped(model, {"x": x}, y, TokenLoss("sum"), "model.head")
+    torch.testing.assert_close(dense(found), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_model_that_writes_to_its_input_is_given_it_once() -> None:
+    """What it does behind its head shows in the first batch, which is then run once more."""
+
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, V)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.head(x.mul_(3))
+
+    torch.manual_seed(0)
+    model, x, y = Writing().double(), torch.randn(N, T, 4).double(), labels()
+    found = GradientSource(TensorDataset(x, y)).read(model, TokenLoss()).gradients
+    expected = looped(model, {"x": x.clone()}, y, TokenLoss("sum"), "head")
     torch.testing.assert_close(dense(found), expected, rtol=1e-9, atol=1e-12)
 
 

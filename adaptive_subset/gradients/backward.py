@@ -65,12 +65,13 @@ class Backward:
             return output
 
         heads = find_heads(model, head, first)
-        # What did not fit on a device is run again, in pieces, from what it was.
-        self._copies = not (fresh and self._place.device.type == "cpu")
         # The loss of tokens has a formula for its slopes, which needs no graph.
         last = len(heads) == 1 and all(isinstance(m, nn.Linear) for m in heads.values())
         by_formula = last and type(criterion) is TokenLoss and is_as_made(criterion)
         self.recorder = HeadRecorder(heads, cut=not by_formula)
+        # What did not fit on a device is run again, in pieces, from what it was, and so is a batch
+        # that the formula turns out not to be for.
+        self._copies = by_formula or not (fresh and self._place.device.type == "cpu")
         # A model that writes to its parameters in a forward pass goes on writing to copies.
         # A version does not count what is written through `.data`.
         self._written = {
