@@ -60,7 +60,8 @@ def select_in_batch(
 
     Raises:
         ValueError: a budget that is not in range, losses that are not finite, or a strategy that
-            takes no budget or needs more than one batch can tell; see also `GradientSource.read`.
+            takes no budget, plans sizes by epochs or needs more than one batch can tell; see also
+            `GradientSource.read`.
 
     Examples:
         >>> from adaptive_subset import PerEpoch
@@ -73,11 +74,11 @@ def select_in_batch(
         [4, 5]
     """
     strategy = instance_of(strategy)
-    budget, step = whole("budget", budget), natural("step", step)
-    if strategy.sizes_itself or strategy.keeps is not None:
+    budget, step, seed = whole("budget", budget), natural("step", step), natural("seed", seed)
+    if strategy.sizes_itself or strategy.size_varies or strategy.keeps is not None:
         raise ValueError(
             "`strategy` must choose a given number of samples by what one batch tells of them, got "
-            f"{strategy!r}. Use one with a budget, without an average over time."
+            f"{strategy!r}. Use one with a budget, without a schedule or an average over time."
         )
     start = time.perf_counter()
     source = GradientSource(SeededLoader([batch], None), head=head, target=target, name="batch")

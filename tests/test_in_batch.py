@@ -24,6 +24,7 @@ from adaptive_subset import (
     InfoBatch,
     OrderDP,
     PerEpoch,
+    RandomSizes,
     Selector,
     Strategy,
     WeightedLoss,
@@ -215,6 +216,11 @@ def test_steps_draw_afresh() -> None:
     assert chosen[0] == chosen[1] != chosen[2]
 
 
+def test_a_seed_is_no_negative_number() -> None:
+    with pytest.raises(ValueError, match="`seed` must be at least 0, got -1"):
+        select_in_batch(model(), CRITERION, batch(), FreshRandom(), 10, seed=-1)
+
+
 @pytest.mark.parametrize("budget", [0, N + 1])
 def test_a_budget_is_within_the_batch(budget: int) -> None:
     with pytest.raises(ValueError, match=rf"`budget` must be in \[1, {N}\]"):
@@ -229,7 +235,9 @@ def test_mini_batches_of_a_batch_are_whole(kind: type[GradMatchPB | CRAIGPB]) ->
         select_in_batch(model(), CRITERION, batch(), kind(batch_size=8), 7)
 
 
-@pytest.mark.parametrize("strategy", [InfoBatch(), PerEpoch(scores.MovingAverage())])
+@pytest.mark.parametrize(
+    "strategy", [InfoBatch(), PerEpoch(scores.MovingAverage()), RandomSizes(epochs=20)]
+)
 def test_what_one_batch_cannot_tell_raises(strategy: Strategy) -> None:
     with pytest.raises(ValueError, match="`strategy` must choose a given number"):
         select_in_batch(model(), CRITERION, batch(), strategy, 5)
