@@ -70,6 +70,7 @@ class SubsetLoader:
         self._loader: DataLoader[Any] = unsharded(
             accelerator, accelerator.prepare(self.sampler.attach(loader))
         )
+        self._before = 0  # batches of this process before the current epoch
         self._accelerator = accelerator
         accelerator.register_for_checkpointing(self)
 
@@ -93,9 +94,11 @@ class SubsetLoader:
             RuntimeError: an epoch before that of the checkpoint; an epoch without a single call of
                 `criterion`.
         """
+        if epoch > self.sampler.epoch:
+            self._before += self._subset.batches
         figures = self._subset.select(model, epoch)
         if figures is not None:
-            self._accelerator.log(figures, step=epoch * len(self))
+            self._accelerator.log(figures, step=self._before)
         done = self._subset.enter(len(self))
         return self._rest(epoch, done)
 
@@ -108,8 +111,7 @@ class SubsetLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """What ``accelerator.save_state()`` saves."""
-        state: dict[str, Any] = self._subset.state_dict()
-        return state
+        return {**self._subset.state_dict(), "before": self._before}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What ``accelerator.load_state()`` loads; a state that does not fit changes nothing.
@@ -118,6 +120,8 @@ class SubsetLoader:
             ValueError: it is corrupt, or of a run with other arguments.
         """
         self._subset.load_state_dict(state)
+        all_alike = state["sampler"]["epoch"] * state["length"]  # of a version that did not count
+        self._before = state.get("before", all_alike)
 
 
 def check_leaves_batches(accelerator: Accelerator, *, is_shard: bool = True) -> None:

@@ -36,6 +36,7 @@ from adaptive_subset import (
     PixelLoss,
     TokenLoss,
     WeightedTarget,
+    RandomSizes,
 )
 from tests.framework_recipes import BATCH, Fields, Pairs, WithLoss, net
 
@@ -615,6 +616,36 @@ def test_accelerate_logs_the_figures(accelerator: Any, monkeypatch: pytest.Monke
 
 def test_accelerate_goes_on_in_the_middle(accelerator: Any, tmp_path: Path) -> None:
     own, model = accelerator(), net()
+def test_accelerate_counts_the_batches_before_a_selection(
+    accelerator: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Trackers drop what comes at an earlier step; epochs of RandomSizes get ever shorter."""
+    steps: list[int] = []
+
+    def begin() -> tuple[Any, Any]:
+        own = accelerator()
+        monkeypatch.setattr(own, "log", lambda values, step: steps.append(step))
+        return own, reading(own, strategy=RandomSizes(epochs=4), fraction=0.4, every=None)
+
+    (own, subset), model = begin(), net()
+    trained, expected = 0, []
+    for epoch in range(4):
+        if epoch == 2:  # killed and resumed
+            own.save_state(tmp_path)
+            own, subset = begin()
+            own.load_state(tmp_path)
+        expected.append(trained)
+        for x, y in subset.batches(model, epoch):
+            subset.criterion(model(x), y)
+            trained += 1
+    assert steps == expected
+    assert len(set(subset.sampler.sizes(4))) == 4
+    state = subset.state_dict()
+    del state["before"]  # as the first version saved it
+    subset.load_state_dict(state)
+    assert subset.state_dict()["before"] == 3 * state["length"]
+
+
     whole = reading(own)
     seen: list[tuple[int, list[int]]] = []
     for epoch in range(3):
