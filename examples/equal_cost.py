@@ -143,13 +143,28 @@ class Experiment:
         parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
         parser.add_argument("--out", type=Path, help="a file for all runs, one JSON line each")
         options = parser.parse_args()
+        check_least(parser, options, seeds=0)
+        if options.out is not None and not options.out.absolute().parent.is_dir():
+            parser.error(f"--out must be a file in a folder that there is, got {options.out}")
         runs = []
         for run in self.runs(options.seeds):
             print(run, flush=True)
             runs.append(run)
+            if options.out is not None:  # now, for the others take a while
+                save(options.out, runs)
         print("\n" + "\n".join(table(runs, self.figure)))
-        if options.out is not None:
-            save(options.out, runs)
+
+
+def check_least(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, **least: float
+) -> None:
+    """End as argparse does where an option, or one of its numbers, is less than it may be."""
+    for name, smallest in least.items():
+        given = getattr(options, name)
+        for number in given if isinstance(given, (list, tuple)) else [given]:
+            if number is not None and not number >= smallest:  # NaN is not either
+                flag = f"--{name.replace('_', '-')}"
+                parser.error(f"{flag} must be at least {smallest}, got {number}")
 
 
 def by_rate(

@@ -23,7 +23,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-from equal_cost import Run, by_rate, save, table
+from adaptive_subset.integrations.timm_flags import strategy_names
+from equal_cost import Run, by_rate, check_least, save, table
 
 METHODS = ("full", "full-short", "fresh-random", "order-dp")
 CHOICE_SEED = 1000
@@ -65,7 +66,8 @@ def run(
     done = args.output / name / "done.json"
     if not done.exists():
         start = time.perf_counter()
-        subprocess.run(command, check=True)
+        if code := subprocess.run(command).returncode:
+            raise SystemExit(f"{name} failed with exit status {code}; it says why above")
         seconds = time.perf_counter() - start
         with open(args.output / name / "summary.csv") as file:
             top1 = float(list(csv.DictReader(file))[-1]["eval_top1"])
@@ -81,15 +83,24 @@ def main() -> None:
     """Run all and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("script", help="timm's train.py")
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, help="folder of train/CLASS and test/CLASS")
     parser.add_argument("--output", type=Path, default=Path("runs/timm_cifar10"))
-    parser.add_argument("--methods", nargs="+", default=METHODS)
+    names = ("full", "full-short", *strategy_names())
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=names, metavar="METHOD",
+        help=", ".join(names))  # fmt: skip
     parser.add_argument("--fraction", type=float, default=0.3)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--lr", type=float, nargs="+", default=(0.1, 0.2))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="how many (3)")
     args, more = parser.parse_known_args()
     args.more = more
+    check_least(parser, args, epochs=1, seeds=1, lr=1e-12)
+    if not 0 < args.fraction <= 1:
+        parser.error(f"--fraction must be in (0, 1], got {args.fraction}")
+    if not Path(args.script).is_file():
+        parser.error(f"script must be timm's train.py, got {args.script}, which is no file")
+    if not all((args.data / split).is_dir() for split in ("train", "test")):
+        parser.error(f"data must have folders train and test, got {args.data}")
     hold_out(args.data, held_out := args.output / "held_out")
     choosing = partial(run, data=held_out, evaluated_on="validation", args=args)
     runs = []

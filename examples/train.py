@@ -28,6 +28,7 @@ from typing import Any
 import data
 import models
 import torch
+from equal_cost import check_least
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -163,7 +164,9 @@ def main(arguments: list[str] | None = None) -> None:
         model(x).sum().backward()  # warm up: what comes first would seem slower
         if options.energy:
             EnergyMeter()  # now, if there is none
-    except (data.DataError, models.ModelError, EnergyError) as error:
+        for method in set(options.methods).difference(FULL):
+            subset_sampler(method, images, options, seed=0)  # what its sizes do not fit, now too
+    except (data.DataError, models.ModelError, EnergyError, ValueError) as error:
         raise SystemExit(str(error)) from error
 
     aside = ("methods", "seeds", "device", "out")
@@ -227,10 +230,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, help="folder for the results (runs/DATA)")
     options = parser.parse_args(arguments)
 
-    for name in ("epochs", "every", "batch_size"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    check_least(parser, options, epochs=1, every=1, batch_size=1)
+    check_least(parser, options, seeds=0, lr=0, weight_decay=0, workers=0)
     if not 0 < options.fraction <= 1:
         parser.error(f"--fraction must be in (0, 1], got {options.fraction}")
     if not options.fraction <= options.pool_fraction <= 1:

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from adaptive_subset.integrations.accelerate_loader import SubsetLoader
 from adaptive_subset.integrations.plot import plot
+from equal_cost import check_least
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -66,4 +67,5 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--out", type=Path, help="folder for the state and the plot")
     options = parser.parse_args()
+    check_least(parser, options, epochs=1)
     print(f"test accuracy {main(options.epochs, options.out):.1%}")

@@ -7,6 +7,7 @@ The callback is the one line; the module and its loader are as for training on a
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import data
@@ -14,6 +15,7 @@ import lightning as L
 import models
 import torch
 from adaptive_subset.integrations.lightning_callback import SubsetCallback
+from equal_cost import check_least
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -65,4 +67,8 @@ def main(epochs: int = 40) -> float:
 
 
 if __name__ == "__main__":
-    print(f"test accuracy {main():.1%}")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--epochs", type=int, default=40)
+    options = parser.parse_args()
+    check_least(parser, options, epochs=1)
+    print(f"test accuracy {main(options.epochs):.1%}")

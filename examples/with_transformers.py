@@ -8,12 +8,14 @@ differs from training on all the data.
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from typing import Any
 
 import data
 import torch
 from adaptive_subset.integrations.transformers_trainer import SubsetTrainer
+from equal_cost import check_least
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
@@ -71,4 +73,8 @@ def main(epochs: int = 40) -> float:
 
 
 if __name__ == "__main__":
-    print(f"test accuracy {main():.1%}")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--epochs", type=int, default=40)
+    options = parser.parse_args()
+    check_least(parser, options, epochs=1)
+    print(f"test accuracy {main(options.epochs):.1%}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import importlib
 import math
+import runpy
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,9 +36,9 @@ from adaptive_subset import (
     InfoBatch,
     OrderDP,
     PixelLoss,
+    RandomSizes,
     TokenLoss,
     WeightedTarget,
-    RandomSizes,
 )
 from tests.framework_recipes import BATCH, Fields, Pairs, WithLoss, net
 
@@ -614,8 +616,6 @@ def test_accelerate_logs_the_figures(accelerator: Any, monkeypatch: pytest.Monke
     ]
 
 
-def test_accelerate_goes_on_in_the_middle(accelerator: Any, tmp_path: Path) -> None:
-    own, model = accelerator(), net()
 def test_accelerate_counts_the_batches_before_a_selection(
     accelerator: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -646,6 +646,8 @@ def test_accelerate_counts_the_batches_before_a_selection(
     assert subset.state_dict()["before"] == 3 * state["length"]
 
 
+def test_accelerate_goes_on_in_the_middle(accelerator: Any, tmp_path: Path) -> None:
+    own, model = accelerator(), net()
     whole = reading(own)
     seen: list[tuple[int, list[int]]] = []
     for epoch in range(3):
@@ -716,3 +718,15 @@ def test_the_examples_run(
         assert (tmp_path / "selections.png").stat().st_size > 10_000
     else:
         assert example.main(12) > 0.3
+
+
+@pytest.mark.parametrize("name", ["lightning", "transformers", "accelerate"])
+def test_the_examples_refuse_in_one_line(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__).parents[1] / "examples" / f"with_{name}.py"
+    monkeypatch.syspath_prepend(path.parent)
+    monkeypatch.setattr(sys, "argv", [str(path), "--epochs", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(path), run_name="__main__")
+    assert "--epochs must be at least 1, got 0" in capsys.readouterr().err.splitlines()[-1]

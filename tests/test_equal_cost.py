@@ -94,6 +94,46 @@ def test_a_rate_beyond_those_given_is_tried_where_the_best_is_at_their_edge(
     assert min(rates) < first.rate < max(rates)
 
 
+def test_finished_runs_are_saved_before_the_next_one(
+    load: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    equal_cost = load("equal_cost")
+
+    def train(method: str, rate: float, seed: int) -> Any:
+        if method != "full":
+            raise KeyboardInterrupt
+        return equal_cost.Run(method, rate, seed, -abs(rate - 0.1), 0.5, 2.0)
+
+    plan = equal_cost.Plan(epochs=4, fraction=0.25, batch_size=5, every=2)
+    experiment = equal_cost.Experiment(lambda *_: train, 40, plan, (1.0, 0.1, 0.01), "accuracy")
+    out = tmp_path / "runs.jsonl"
+    monkeypatch.setattr(sys, "argv", ["x", "--seeds", "0", "--out", str(out)])
+    with pytest.raises(KeyboardInterrupt):
+        experiment.main("What it does.")
+    assert [json.loads(line)["rate"] for line in out.read_text().splitlines()] == [0.1, 1.0, 0.01]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "1", "-1"], "--seeds must be at least 0, got -1"),
+        (["--out", "nowhere/runs.jsonl"], "--out must be a file in a folder that there is"),
+    ],
+)
+def test_a_comparison_refuses_before_it_trains(
+    load: Callable[[str], Any],
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["x", *arguments])
+    experiment = load("equal_cost").Experiment(pytest.fail, 40, None, (), "accuracy")
+    with pytest.raises(SystemExit, match="2"):
+        experiment.main("What it does.")
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["language_model", "segmentation", "text_classification"])
 def test_the_examples_run(load: Callable[[str], Any], name: str) -> None:
@@ -160,3 +200,35 @@ def test_timm_on_cifar10_sees_the_test_images_at_the_chosen_rate_only(
     monkeypatch.setattr(sys, "argv", [*given, "--epochs", "10"])
     with pytest.raises(SystemExit, match="other flags"):
         example.main()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--lr": "0"}, "--lr must be at least"),
+        ({"--fraction": "2"}, "--fraction must be in (0, 1], got 2.0"),
+        ({"--epochs": "0"}, "--epochs must be at least 1, got 0"),
+        ({"--seeds": "0"}, "--seeds must be at least 1, got 0"),
+        ({"--methods": "infobatch"}, "invalid choice: 'infobatch'"),
+        ({"script": "nowhere.py"}, "script must be timm's train.py, got nowhere.py"),
+        ({"data": "nowhere"}, "data must have folders train and test, got nowhere"),
+    ],
+)
+def test_timm_on_cifar10_refuses_in_one_line(
+    load: Callable[[str], Any],
+    change: dict[str, str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for split in ("train", "test"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+    (tmp_path / "script.py").touch()
+    given = {"script": str(tmp_path / "script.py"), "data": str(tmp_path / "data")} | change
+    arguments = [given.pop("script"), given.pop("data"), "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["x", *arguments, *itertools.chain(*given.items())])
+    with pytest.raises(SystemExit, match="2"):
+        load("timm_cifar10").main()
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()

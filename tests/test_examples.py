@@ -343,6 +343,11 @@ def test_comparison_end_to_end_and_resumed(
         (["--epochs", 0], "--epochs must be at least 1, got 0"),
         (["--warm-start", 2], "--warm-start must be in [0, 1], got 2.0"),
         (["--device", "abacus"], "--device"),
+        (["--lr", -0.1], "--lr must be at least 0, got -0.1"),
+        (["--weight-decay", "nan"], "--weight-decay must be at least 0, got nan"),
+        (["--seeds", 0, -1], "--seeds must be at least 0, got -1"),
+        (["--workers", -1], "--workers must be at least 0, got -1"),
+        (["--methods", "gradmatch-pb", "--batch-size", 512], "`budget` must"),
     ],
 )
 def test_a_wrong_command_line_is_one_clear_line(
