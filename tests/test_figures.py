@@ -136,6 +136,28 @@ def test_what_the_page_of_strategies_tells_of_the_runs(arena: Race) -> None:
     assert f"after a warm start {counted} comparisons" in page
 
 
+def test_what_is_said_of_thirty_percent_is_so(arena: Race) -> None:
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    tried, gains, as_good = set(), {}, set()
+    for task, found in ((name, entries(arena, name)) for name in TASKS if not TASKS[name].on_gpu):
+        of = report.at_budget(found, 0.3)
+        full = report.whole(found)
+        if (ours := of.get(report.recommended(task))) is None:
+            continue
+        tried.add(task)
+        gains[task] = report.over_both(ours, found)
+        as_good |= {task} if full and abs(of["full-short"].mean - full.mean) < 0.2 else set()
+        assert {len(of[m].accuracy) for m in ("full-short", "fresh-random", ours.method)} == {3}
+    assert tried == {"fashion-mnist", "fashion-mnist-long-tail", "fashion-mnist-redundant", "mails"}
+    assert as_good == tried
+    assert not any(gain is None or (gain.sure and gain.mean > 0) for gain in gains.values())
+    lost = gains["fashion-mnist"]
+    assert lost is not None
+    assert f"`OrderDP()` lost {-lost.mean:.2f} ± {lost.error:.2f} points on Fashion-MNIST" in readme
+    for page in readme, " ".join((DOCS / "choosing.md").read_text().split()):
+        assert "on the four tasks that were tried so" in page
+
+
 def apart(example: str, ours: str, theirs: str) -> Difference:
     """What two methods of an example differ by, over paired seeds."""
     reached: dict[str, dict[int, float]] = {}
