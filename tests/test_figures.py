@@ -21,6 +21,11 @@ ROOT = Path(__file__).parents[1]
 DOCS, RESULTS = ROOT / "docs", ROOT / "benchmarks" / "results"
 
 
+def one_line(page: Path) -> str:
+    """All of a page as one line."""
+    return " ".join(page.read_text().split())
+
+
 def test_the_page_of_benchmarks_is_that_of_the_results() -> None:
     assert everything.page() == (DOCS / "benchmarks.md").read_text()
 
@@ -107,7 +112,7 @@ def is_ahead(race: Race, task: str, entry: Entry) -> bool:
 
 
 def test_what_the_page_of_strategies_tells_of_the_runs(arena: Race) -> None:
-    page = " ".join((DOCS / "choosing.md").read_text().split())
+    page = one_line(DOCS / "choosing.md")
     found = at_budget(arena, "fashion-mnist")
     matched, mean_one = found["gradmatch-matched"], found["gradmatch"]
     rates = f"five times as high there ({matched.rate:g} and {mean_one.rate:g})"
@@ -137,7 +142,7 @@ def test_what_the_page_of_strategies_tells_of_the_runs(arena: Race) -> None:
 
 
 def test_what_is_said_of_thirty_percent_is_so(arena: Race) -> None:
-    readme = " ".join((ROOT / "README.md").read_text().split())
+    readme = one_line(ROOT / "README.md")
     tried, gains, as_good = set(), {}, set()
     for task, found in ((name, entries(arena, name)) for name in TASKS if not TASKS[name].on_gpu):
         of = report.at_budget(found, 0.3)
@@ -154,7 +159,7 @@ def test_what_is_said_of_thirty_percent_is_so(arena: Race) -> None:
     lost = gains["fashion-mnist"]
     assert lost is not None
     assert f"`OrderDP()` lost {-lost.mean:.2f} ± {lost.error:.2f} points on Fashion-MNIST" in readme
-    for page in readme, " ".join((DOCS / "choosing.md").read_text().split()):
+    for page in readme, one_line(DOCS / "choosing.md"):
         assert "on the four tasks that were tried so" in page
 
 
@@ -181,14 +186,12 @@ def test_differences_in_examples_are_those_of_paired_seeds(
     page: str, example: str, ours: str, theirs: str, words: str
 ) -> None:
     found = apart(example, ours, theirs)
-    text = " ".join((DOCS / f"{page}.md").read_text().split())
+    text = one_line(DOCS / f"{page}.md")
     assert words.format(found.mean, found.error) in text
 
 
 def test_no_difference_to_the_short_schedule_is_told_in_small_transformers() -> None:
-    assert "No difference to that schedule has a p below 0.05" in " ".join(
-        (DOCS / "tokens.md").read_text().split()
-    )
+    assert "No difference to that schedule has a p below 0.05" in one_line(DOCS / "tokens.md")
     for example in ("language-model", "text-classification", "segmentation"):
         for method in ("fresh-random", "order-dp", "gradmatch"):
             p = apart(example, method, "full-short").p
