@@ -196,6 +196,17 @@ def test_zero_gradients_fill_up_at_random_with_a_warning(name: str) -> None:
     assert (choice.weights == choice.weights[0]).all()
 
 
+@pytest.mark.parametrize(
+    "strategy", [GradMatch(nonnegative=False), GradMatchPB(nonnegative=False, batch_size=4)]
+)
+def test_signed_weights_of_no_positive_sum_are_refused(strategy: Strategy) -> None:
+    given = candidates()
+    uphill = FactoredGradients([(-d, h) for d, h in blocks(given)])  # every sample leads away
+    given = replace(given, validation=Validation(uphill, given.classes, 1.0))
+    with pytest.raises(ValueError, match=r"`nonnegative` must be True.* got weights of sum -"):
+        strategy.choose(given, 12, seed=0, epoch=0)
+
+
 @pytest.mark.parametrize("name", ["per-class", "global", "per batch"])
 @pytest.mark.parametrize("validated", [False, True])
 def test_gradients_that_cancel_up_to_rounding_are_not_matched(name: str, validated: bool) -> None:

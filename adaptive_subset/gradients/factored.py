@@ -102,12 +102,12 @@ class FactoredGradients(Gradients):
 
     def correlate(self, vector: Tensor, first: int | None = None) -> Tensor:
         """See `Gradients.correlate`."""
-        return self._by_slice(lambda part: part._correlate(vector, first))[:first]
+        some = self.with_rows([factor[:first] for factor in self.rows()])
+        return some._by_slice(lambda part: part._correlate(vector))
 
-    def _correlate(self, vector: Tensor, first: int | None) -> Tensor:
+    def _correlate(self, vector: Tensor) -> Tensor:
         start, parts = 0, []
         for delta, h in self.blocks:
-            delta, h = delta[:first], h[:first]
             rows, columns = delta.shape[1], h.shape[1]
             matrix = vector[start : start + rows * columns].to(h.dtype).view(rows, columns)
             start += rows * columns

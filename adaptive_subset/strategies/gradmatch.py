@@ -111,6 +111,17 @@ class _Matching(Strategy):
             choices.append(choice)
         return choices
 
+    def checked(self, choice: Choice, n: int, budget: int) -> Choice:
+        """See `Strategy.checked`; raises for signed weights that have no positive sum, too."""
+        total = float(choice.weights.sum())
+        if not self.nonnegative and total <= 0:
+            raise ValueError(
+                "`nonnegative` must be True where signed weights do not add up to a positive sum, "
+                f"got weights of sum {total:.3g}. Leave it out, or spread the weights more evenly "
+                "with a larger `lam`."
+            )
+        return super().checked(choice, n, budget)
+
     def _ridge(self, atoms: Atoms | Gradients) -> float:
         mean = float(atoms.squared_norms().mean()) if self.lam_is == "relative" else 1.0
         return self.lam * mean

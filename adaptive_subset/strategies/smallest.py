@@ -70,8 +70,8 @@ def _smallest(
             raise ValueError(
                 f"`tolerance` must be within reach, got {tolerance}: all {candidates.n} candidates "
                 f"together have an error of {met.error:.3g} under {strategy!r}, and no smaller "
-                f"budget tried one below {least:.3g}. A smaller ridge (lam=) or epsilon, or a "
-                "larger tolerance helps."
+                f"budget tried one below {least:.3g}. A larger tolerance helps, and where "
+                "gradients are matched a smaller `lam` or `epsilon`."
             )
         larger = _larger(missed, met, tolerance)
         missed = met
