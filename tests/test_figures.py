@@ -76,6 +76,7 @@ def image_of(given: tuple[Any, ...]) -> Path:
 
 COLUMNS = ("fashion-mnist", "cifar10", "cifar10-noisy", "fashion-mnist-long-tail")
 GAINS = dict(zip(COLUMNS, ("order-dp", "order-dp", "borderline", "balanced"), strict=True))
+SEEDS_AT_THIRTY: dict[str, int] = {}  # of what has more than three
 ROWS = ("full-short", "full-short", "fresh-random", "order-dp", "borderline", "balanced")
 
 
@@ -143,24 +144,26 @@ def test_what_the_page_of_strategies_tells_of_the_runs(arena: Race) -> None:
 
 def test_what_is_said_of_thirty_percent_is_so(arena: Race) -> None:
     readme = one_line(ROOT / "README.md")
-    tried, gains, as_good = set(), {}, set()
+    gains, behind = {}, {}
     for task, found in ((name, entries(arena, name)) for name in TASKS if not TASKS[name].on_gpu):
-        of = report.at_budget(found, 0.3)
-        full = report.whole(found)
-        if (ours := of.get(report.recommended(task))) is None:
-            continue
-        tried.add(task)
-        gains[task] = report.over_both(ours, found)
-        as_good |= {task} if full and abs(of["full-short"].mean - full.mean) < 0.2 else set()
-        assert {len(of[m].accuracy) for m in ("full-short", "fresh-random", ours.method)} == {3}
-    assert tried == {"fashion-mnist", "fashion-mnist-long-tail", "fashion-mnist-redundant", "mails"}
-    assert as_good == tried
-    assert not any(gain is None or (gain.sure and gain.mean > 0) for gain in gains.values())
-    lost = gains["fashion-mnist"]
-    assert lost is not None
-    assert f"`OrderDP()` lost {-lost.mean:.2f} ± {lost.error:.2f} points on Fashion-MNIST" in readme
+        of, full = report.at_budget(found, 0.3), report.whole(found)
+        ours = of[report.recommended(task)]
+        seeds = {len(of[m].accuracy) for m in ("full-short", "fresh-random", ours.method)}
+        assert seeds == {SEEDS_AT_THIRTY.get(task, 3)}
+        gain = report.over_both(ours, found)
+        assert gain is not None
+        assert full is not None
+        gains[task], behind[task] = gain, full.mean - of["full-short"].mean
+    as_good = {task for task, points in behind.items() if abs(points) < 0.2}
+    assert as_good == {*behind} - {"cifar10", "cifar10-noisy"}
+    assert not any(gains[task].sure and gains[task].mean > 0 for task in as_good)
+    told = {task: f"{abs(gain.mean):.2f} ± {gain.error:.2f}" for task, gain in gains.items()}
+    assert f"`OrderDP()` lost {told['fashion-mnist']} points on Fashion-MNIST" in readme
+    gaps = f"{behind['cifar10']:.1f} points behind, or {behind['cifar10-noisy']:.1f} with wrong"
+    assert f"{gaps} labels, {told['cifar10']} and {told['cifar10-noisy']} were left" in readme
+    assert {round(points) for points in behind.values() if points > 1} == {3, 4}
     for page in readme, one_line(DOCS / "choosing.md"):
-        assert "on the four tasks that were tried so" in page
+        assert "of the full one on four of six" in page or "as the full one on four of six" in page
 
 
 def apart(example: str, ours: str, theirs: str) -> Difference:
