@@ -76,7 +76,7 @@ def image_of(given: tuple[Any, ...]) -> Path:
 
 COLUMNS = ("fashion-mnist", "cifar10", "cifar10-noisy", "fashion-mnist-long-tail")
 GAINS = dict(zip(COLUMNS, ("order-dp", "order-dp", "borderline", "balanced"), strict=True))
-SEEDS_AT_THIRTY: dict[str, int] = {}  # of what has more than three
+SEEDS_AT_THIRTY = {"cifar10-noisy": 5}  # of what has more than three
 ROWS = ("full-short", "full-short", "fresh-random", "order-dp", "borderline", "balanced")
 
 
@@ -156,11 +156,13 @@ def test_what_is_said_of_thirty_percent_is_so(arena: Race) -> None:
         gains[task], behind[task] = gain, full.mean - of["full-short"].mean
     as_good = {task for task, points in behind.items() if abs(points) < 0.2}
     assert as_good == {*behind} - {"cifar10", "cifar10-noisy"}
-    assert not any(gains[task].sure and gains[task].mean > 0 for task in as_good)
+    won = {task for task, gain in gains.items() if gain.sure and gain.mean > 0}
+    assert won == {"cifar10-noisy"}
     told = {task: f"{abs(gain.mean):.2f} ± {gain.error:.2f}" for task, gain in gains.items()}
     assert f"`OrderDP()` lost {told['fashion-mnist']} points on Fashion-MNIST" in readme
     gaps = f"{behind['cifar10']:.1f} points behind, or {behind['cifar10-noisy']:.1f} with wrong"
-    assert f"{gaps} labels, {told['cifar10']} and {told['cifar10-noisy']} were left" in readme
+    unsure = f"{told['cifar10']} (p {gains['cifar10'].p:.2f})"
+    assert f"{gaps} labels, {unsure} and {told['cifar10-noisy']} were gained" in readme
     assert {round(points) for points in behind.values() if points > 1} == {3, 4}
     for page in readme, one_line(DOCS / "choosing.md"):
         assert "of the full one on four of six" in page or "as the full one on four of six" in page
