@@ -167,7 +167,8 @@ class GradMatch(_Matching):
     Args:
         lam: λ, by default in units of the mean of ‖gᵢ‖²: dimensionless.
         lam_is: "relative", or "absolute" for the λ of the paper, in units of ‖g‖².
-        nonnegative: False allows signed weights, as Algorithm 2 is printed.
+        nonnegative: False allows signed weights, as Algorithm 2 is printed; refused are those that
+            do not add up to a positive sum.
         epsilon: ε, the share of ``‖b‖²`` at which matching stops.
         scope: "per-gradient" (the paper's default, §4) solves a problem for each class, with the
             budget shared in proportion to the class sizes, and matches only the row of the last
