@@ -165,6 +165,11 @@ def test_what_is_said_of_thirty_percent_is_so(arena: Race) -> None:
     gaps = f"{behind['cifar10']:.1f} points behind, or {behind['cifar10-noisy']:.1f} with wrong"
     unsure = f"{told['cifar10']} (p {gains['cifar10'].p:.2f})"
     assert f"{gaps} labels, {unsure} and {told['cifar10-noisy']} were gained" in readme
+    wide = report.at_budget(entries(arena, "cifar10-wide"), 0.3)
+    elsewhere = at_equal_steps(wide["order-dp"], wide["full-short"])
+    assert elsewhere is not None
+    assert elsewhere.mean < 0 < apart("timm-cifar10", "full-short", "order-dp").mean
+    assert "in two other networks there the shorter training was ahead of `OrderDP()`" in readme
     assert {round(points) for points in behind.values() if points > 1} == {3, 4}
     assert "within 0.2 points of the full one on four of six tasks" in readme
     assert "as good as the full one on four of six tasks" in one_line(DOCS / "choosing.md")
