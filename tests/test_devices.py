@@ -60,6 +60,7 @@ class Run:
         torch.manual_seed(number)  # of dropout
         losses = []
         for x, y in self.loader:
+            assert y.is_pinned() == y.weights.is_pinned() == y.sample_indices.is_pinned()
             x = x.to(self.device, non_blocking=True)
             loss = self.criterion(self.model(x), y.to(self.device, non_blocking=True))
             self.optimizer.zero_grad()

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import BatchSampler, DataLoader, Dataset, TensorDataset, default_collate
 
 from adaptive_subset import TaggedDataset, TaggedIndex, WeightedTarget
@@ -221,6 +222,38 @@ def test_copies_keep_their_weights(twin: Any) -> None:
     assert torch.equal(again.weights, targets.weights)
     assert torch.equal(again.sample_indices, targets.sample_indices)
     assert isinstance(again, WeightedTarget)
+
+
+class Pinning(TorchFunctionMode):
+    """Copies for pinning, which needs a GPU, and knows what it copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pinned: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not Tensor.pin_memory:
+            return func(*args, **(kwargs or {}))
+        if isinstance(args[0], WeightedTarget) and torch._C._is_torch_function_enabled():
+            with self:
+                return WeightedTarget.__torch_function__(func, types, args, kwargs)
+        self.pinned.append(args[0].clone())
+        return self.pinned[-1]
+
+
+def test_tags_are_pinned_with_their_targets() -> None:
+    """Otherwise their copy to a GPU, which should run beside, waits for all that is under way."""
+    targets: Any = batch()
+    single: Any = WeightedTarget(torch.tensor(3), 0.5, 7)
+    with Pinning() as mode:
+        pinned, one = targets.pin_memory(), single.pin_memory()
+    labels, weights, indices, _ = mode.pinned
+    assert pinned.data_ptr() == labels.data_ptr()
+    assert pinned.weights is weights
+    assert pinned.sample_indices is indices
+    assert torch.equal(weights, targets.weights)
+    assert torch.equal(indices, targets.sample_indices)
+    assert one.tags == (0.5, 7)
 
 
 def test_ordinary_uses_see_an_ordinary_tensor() -> None:

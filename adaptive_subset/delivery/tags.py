@@ -210,8 +210,11 @@ def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if func in REARRANGEMENTS:
             return _tagged(func(*args, **kwargs), rearranged(func, args, kwargs))
         if func in CONVERSIONS:
-            result = func(*args, **kwargs)
-            return result if result is first else _tagged(result, tags_of(first))
+            result, tags = func(*args, **kwargs), tags_of(first)
+            if func is Tensor.pin_memory and tags is not None and isinstance(tags[0], Tensor):
+                # From other memory the copy to a GPU would wait for all that was started there.
+                tags = func(tags[0], *args[1:], **kwargs), func(tags[1], *args[1:], **kwargs)
+            return result if result is first else _tagged(result, tags)
         if func == _DATA.__get__:
             return _tagged(first.detach(), first.tags)  # writes to `data` would not be counted
         if func is Tensor.__setitem__ and isinstance(args[2], (int, float)):
