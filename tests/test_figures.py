@@ -145,7 +145,8 @@ def test_what_the_page_of_strategies_tells_of_the_runs(arena: Race) -> None:
 def test_what_is_said_of_thirty_percent_is_so(arena: Race) -> None:
     readme = one_line(ROOT / "README.md")
     gains, behind = {}, {}
-    for task, found in ((name, entries(arena, name)) for name in TASKS if not TASKS[name].on_gpu):
+    runs = {name: entries(arena, name) for name in TASKS if not TASKS[name].on_gpu}
+    for task, found in runs.items():
         of, full = report.at_budget(found, 0.3), report.whole(found)
         ours = of[report.recommended(task)]
         seeds = {len(of[m].accuracy) for m in ("full-short", "fresh-random", ours.method)}
@@ -174,7 +175,7 @@ def test_what_is_said_of_thirty_percent_is_so(arena: Race) -> None:
     assert "within 0.2 points of the full one on four of six tasks" in readme
     page = one_line(DOCS / "choosing.md")
     assert "as good as the full one on four of six tasks" in page
-    noisy = entries(arena, "cifar10-noisy")
+    noisy = runs["cifar10-noisy"]
     trimmed = report.over_both(report.at_budget(noisy, 0.3)["order-dp-trimmed"], noisy)
     assert trimmed is not None
     assert trimmed.sure
