@@ -149,6 +149,27 @@ def test_a_head_that_runs_twice_is_refused() -> None:
         gradients_of(model, head="0")
 
 
+class Overwriting(nn.Module):
+    """Writes over the features behind its head, which autograd forbids in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 5), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.body(x)
+        z = self.head(features)
+        if not self.training:
+            features.zero_()
+        return z
+
+
+@pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss(), nn.MultiMarginLoss()])
+def test_features_that_are_written_over_behind_the_head_are_refused(criterion: nn.Module) -> None:
+    with pytest.raises(RuntimeError, match=r"'head' must leave its input as it is"):
+        gradients_of(Overwriting(), criterion=criterion)
+
+
 def test_a_head_over_several_positions_at_once_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(ValueError, match=r"must see one vector a sample.*behind the pooling"):

@@ -28,7 +28,7 @@ class HeadRecorder:
     def __init__(self, heads: Mapping[str, nn.Module], *, cut: bool = True) -> None:
         self.heads = dict(heads)
         self.cut = cut
-        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._seen: dict[str, list[tuple[Tensor, int, Tensor]]] = {}  # f, its version then, z
         self._last: Tensor | None = None  # what went on from the last head that ran
         self._version = 0
 
@@ -56,15 +56,16 @@ class HeadRecorder:
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
         ) -> Tensor:
             features = (args[0] if args else next(iter(kwargs.values()))).detach()
+            version = 0 if features.is_inference() else features._version
             if not self.cut:
-                self._seen.setdefault(name, []).append((features, output))
+                self._seen.setdefault(name, []).append((features, version, output))
                 self._last, self._version = output, output._version
                 return output
             # Parameters are frozen, so that only another head upstream gives it a graph.
             leaf = output if output.requires_grad else output.detach()
             leaf = widened(leaf)  # else ∂ℓ/∂z would be rounded to half precision
             leaf = leaf if leaf.requires_grad else leaf.requires_grad_()
-            self._seen.setdefault(name, []).append((features, leaf))
+            self._seen.setdefault(name, []).append((features, version, leaf))
             # Without autocast the layers behind the head take no other dtype than their own.
             autocast = torch.is_autocast_enabled(leaf.device.type)
             # A copy, since an in-place activation behind the head would change what was recorded.
@@ -90,7 +91,7 @@ class HeadRecorder:
         Features are (n, p), or (n, T, p) where a head ran at T > 1 positions of a sample.
 
         Raises:
-            RuntimeError: a head did not fire exactly once.
+            RuntimeError: a head did not fire exactly once, or its input was written over.
             ValueError: it saw something else than a row for each of the n samples.
         """
         features, outputs = [], []
@@ -101,7 +102,13 @@ class HeadRecorder:
                     f"`head` {name!r} must run exactly once in a forward pass, got {len(seen)} "
                     "runs. Name a layer that the model applies once, or uncompile the model."
                 )
-            f, z = seen[0]
+            f, version, z = seen[0]
+            if not f.is_inference() and f._version != version:
+                raise RuntimeError(
+                    f"`head` {name!r} must leave its input as it is, and so must what follows, got "
+                    "one that was written over after it had run. Make that step of the model's "
+                    "forward out of place (inplace=False, x = x + y)."
+                )
             flat = by_position(name, module, f)
             if len(flat) != n:
                 raise ValueError(
