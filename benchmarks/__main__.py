@@ -95,6 +95,22 @@ SELECTION = tuple(
     for fraction, limit in ((0.1, 1.25), (0.01, 1.1))
     for name in ("GradMatch", "GradMatchPB")
 )
+DEVICE = tuple(
+    Goal(
+        f"ResNet-18 on a GPU, {what}: times {peer}",
+        pick("ratio", task="CIFAR-10, resnet18", what=what),
+        "≤",
+        limit,
+    )
+    for what, peer, limit in (
+        *(
+            (f"{name}, {share} %", "a bare inference pass", 1.1)
+            for share in (10, 30)
+            for name in ("GradMatchPB", "GLISTER", "GradMatch", "CRAIG")
+        ),
+        ("a weighted step", "a plain one", 1.02),
+    )
+)
 STEP = (Goal("LeNet on MNIST: times the plain epoch", pick("ratio"), "≤", 1.1),)
 
 
@@ -351,8 +367,12 @@ BENCHMARKS = [
             "Random images with a pattern for each class, on the device, in ready-made batches. "
             "Per batch, step or atom: operations of torch, reads of values, which would wait for a "
             "GPU, and of a GPU launches, waits and copies to the host.",
+            goals,
         )
-        for device, words in (("cuda", "a GPU"), ("cpu", "a CPU; no GPU seen"))
+        for device, words, goals in (
+            ("cuda", "a GPU", DEVICE),
+            ("cpu", "a CPU; no GPU seen", ()),
+        )
     ),
 ]
 
