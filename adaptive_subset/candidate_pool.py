@@ -82,8 +82,10 @@ class CandidatePool:
 
     def configuration(self) -> dict[str, Any]:
         """What is chosen from, and what is matched, see `Selector.configuration`."""
-        validation = self.validation
+        validation, head = self.validation, self.source.head
+        is_named = self.strategy.needs_gradients and head is not None
         return {
+            "head": repr(head) if is_named else None,
             "pool_fraction": self.fraction,
             "groups": None if self.groups is None else digest(self.groups),
             "validation": None if validation is None else validation.size or "batches",
@@ -97,7 +99,7 @@ class CandidatePool:
         return {
             "pool": "batches" if source.size is None else source.size,
             **{name: getattr(source, name) for name in ("batch_size", "sketch")},
-            **{name: repr(getattr(source, name)) for name in ("head", "target", "storage_dtype")},
+            **{name: repr(getattr(source, name)) for name in ("target", "storage_dtype")},
         }
 
     def candidates(

@@ -111,6 +111,13 @@ def test_a_state_that_was_matched_to_other_data_is_refused() -> None:
             matching(validation=here).load_state_dict(state)
 
 
+def test_a_state_of_the_gradients_of_another_layer_is_refused() -> None:
+    state = matching(head="1").state_dict()
+    matching(head="1").load_state_dict(state)
+    with pytest.raises(ValueError, match=r"same arguments.*'head': \(\"'1'\", None\)"):
+        matching().load_state_dict(state)
+
+
 def test_a_state_from_before_an_argument_was_saved_is_taken() -> None:
     state = matching().state_dict()
     del state["selector"]["configuration"]["validation"]
