@@ -290,6 +290,21 @@ def test_the_page_is_written(quick: None, tmp_path: Path) -> None:
     assert "### 20 % for 4 epochs, 40 steps" in page
 
 
+def test_the_page_names_who_did_not_go_on(quick: None, tmp_path: Path) -> None:
+    path = tmp_path / "arena.jsonl"
+    go(race(path, fractions=(0.1, 1)))
+    baselines = {name: METHODS[name] for name in ("full-short", "fresh-random")}
+    go(race(path, fractions=(0.3,), methods=baselines))
+    go(race(path, fractions=(0.5,), methods={"full-short": METHODS["full-short"]}))
+    made = race(path, fractions=(0.1, 0.3, 0.5, 1))
+    assert report.unrun(made, "blobs", figures.entries(made, "blobs")) == [
+        "- At 30 % did not run, where +0.00 points were left to win: `order-dp`."
+    ]
+    go(race(path, fractions=(0.3,)))
+    made = race(path, fractions=(0.1, 0.3, 0.5, 1))
+    assert report.unrun(made, "blobs", figures.entries(made, "blobs")) == []
+
+
 @dataclass(frozen=True)
 class Slow(FreshRandom):
     def select(self, candidates: Candidates, budget: int, *, seed: int, epoch: int) -> Choice:

@@ -182,6 +182,18 @@ def test_what_is_said_of_thirty_percent_is_so(arena: Race) -> None:
     assert len(trimmed.each) == 3
     gained = f"{trimmed.mean:.2f} ± {trimmed.error:.2f} at equal steps"
     assert f"gained about as much there ({gained}, three seeds, p {trimmed.p:.3f})" in page
+    ahead = set()
+    for task, found in runs.items():
+        of = report.at_budget(found, 0.3)
+        for method, entry in of.items():
+            leads = [at_equal_steps(entry, of[peer]) for peer in ("full-short", "fresh-random")]
+            if all(lead is not None and lead.sure and lead.mean > 0 for lead in leads):
+                ahead.add((task, method))
+    assert ahead == {("cifar10-noisy", "borderline"), ("cifar10-noisy", "order-dp-trimmed")}
+    assert "No other of those that were best at a tenth was ahead of both anywhere" in page
+    unrun = {task for task, found in runs.items() if report.unrun(arena, task, found)}
+    assert unrun <= {"fashion-mnist", "fashion-mnist-long-tail", "fashion-mnist-redundant"}
+    assert "on Fashion-MNIST most did not run" in page
 
 
 def apart(example: str, ours: str, theirs: str) -> Difference:

@@ -22,6 +22,7 @@ from benchmarks.arena.race import ALL, Race
 from benchmarks.arena.results import Line
 
 FRESH = "fresh-random"
+SCREENED = 0.1  # the budget that all methods ran at
 # What docs/choosing.md says to take, and where something else.
 RECOMMENDED = "order-dp"
 RECOMMENDED_FOR = {"cifar10-noisy": "borderline", "fashion-mnist-long-tail": "balanced"}
@@ -101,9 +102,8 @@ def write(race: Race, path: Path) -> None:
         place += f"{machines(race.results.lines(), name)}\n\n" if task.on_gpu else ""
         if any(not entry.timed for entry in found):
             place += f"{UNTIMED}\n\n"
-        sections.append(
-            f"## {task.name}\n\n{place}{verdict(found)}\n\n![Accuracy and cost]({image.name})\n"
-        )
+        told = "\n".join([verdict(found), *unrun(race, name, found)])
+        sections.append(f"## {task.name}\n\n{place}{told}\n\n![Accuracy and cost]({image.name})\n")
         for fraction in sorted({entry.fraction for entry in found}):
             some = [entry for entry in found if entry.fraction == fraction]
             epochs = f"{100 * fraction:g} % for {task.epochs} epochs, {some[0].steps} steps"
@@ -127,7 +127,7 @@ def machines(lines: Sequence[Line], task: str | None = None) -> str:
     return text
 
 
-def glance(race: Race, fraction: float = 0.1) -> str:
+def glance(race: Race, fraction: float = SCREENED) -> str:
     """What each task reached at one budget: the baselines, and what is recommended."""
     rows: list[Sequence[str]] = []
     for name, task in race.tasks.items():
@@ -161,7 +161,7 @@ def whole(found: list[Entry]) -> Entry | None:
     return next((e for e in found if e.method == ALL and e.fraction == 1), None)
 
 
-def goal(race: Race, fraction: float = 0.1) -> str:
+def goal(race: Race, fraction: float = SCREENED) -> str:
     """How far what is recommended is ahead of both baselines, in standard errors, and of how much.
 
     Of tasks for a CPU, which all methods were to run on.
@@ -372,6 +372,24 @@ def single(some: list[Entry], fraction: float) -> list[str]:
     names = ", ".join(alone)
     told = f"with one seed only (validation accuracy{last})"
     return [f"- At {100 * fraction:g} %, {told}: {names}."]
+
+
+def unrun(race: Race, task: str, found: list[Entry]) -> list[str]:
+    """Who was to go on from the first budget, and did not, for each of the others."""
+    if (full := whole(found)) is None or not at_budget(found, SCREENED):
+        return []
+    finals = replace(race, fractions=[SCREENED]).finals(task, SCREENED)
+    lines = []
+    for fraction in sorted({entry.fraction for entry in found} - {1}):
+        there = at_budget(found, fraction)
+        if FRESH not in there:
+            continue  # run for the interpolation of the short schedule
+        if names := [f"`{method}`" for method in finals if method not in there]:
+            left = f"{full.mean - there[ALL].mean:+.2f} points were left to win"
+            lines.append(
+                f"- At {100 * fraction:g} % did not run, where {left}: {', '.join(names)}."
+            )
+    return lines
 
 
 def outcome(short: Difference | None, fresh: Difference | None) -> str:
