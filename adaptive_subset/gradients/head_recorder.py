@@ -56,7 +56,7 @@ class HeadRecorder:
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
         ) -> Tensor:
             features = (args[0] if args else next(iter(kwargs.values()))).detach()
-            version = 0 if features.is_inference() else features._version
+            version = _version(features)
             if not self.cut:
                 self._seen.setdefault(name, []).append((features, version, output))
                 self._last, self._version = output, output._version
@@ -103,7 +103,7 @@ class HeadRecorder:
                     "runs. Name a layer that the model applies once, or uncompile the model."
                 )
             f, version, z = seen[0]
-            if not f.is_inference() and f._version != version:
+            if _version(f) != version:
                 raise RuntimeError(
                     f"`head` {name!r} must leave its input as it is, and so must what follows, got "
                     "one that was written over after it had run. Make that step of the model's "
@@ -119,3 +119,8 @@ class HeadRecorder:
             features.append(flat)
             outputs.append(z)
         return features, outputs
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was written to, of tensors that count it: those of inference mode do not."""
+    return 0 if tensor.is_inference() else tensor._version
